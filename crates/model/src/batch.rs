@@ -370,6 +370,7 @@ mod tests {
             target_name: TableName::new("public", "t"),
             columns: (0..width).map(column).collect(),
             key: vec![0],
+            key_enforced: true,
             full_identity: false,
             rows_estimated: 0,
             bytes: 0,

@@ -69,6 +69,9 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// The mirroring key as indexes into `columns`; empty: the table has none and is carried by snapshot only.
     pub key: Vec<usize>,
+    /// Whether the source enforces that the key is unique at every moment (a primary key or a unique index that is not
+    /// deferrable). Without it an insert may meet a row of the same key in the target and replaces it.
+    pub key_enforced: bool,
     /// Whether the source sends whole old rows (REPLICA IDENTITY FULL).
     pub full_identity: bool,
     /// Estimated rows (`pg_class.reltuples`), for progress; 0 where the source does not know.

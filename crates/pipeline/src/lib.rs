@@ -1,1 +1,38 @@
-//! x
+//! The engine and its contracts: it moves rows from a source to a target and knows neither by name.
+//!
+//! ```text
+//!   Source ──copy──────> rows of a chunk ───────────────────────────> Target::load        (handover.rs)
+//!   Source ──changes───> assemble ──> compact ──> deliver ──────────> Target::apply       (run.rs)
+//!                            ^                        │ receipt
+//!   Source <──confirm── checkpoint <──────────────────┘
+//! ```
+//!
+//! Start reading at [`run`]. No SQL and no database's name is in this crate.
+
+mod assemble;
+mod budget;
+mod checkpoint;
+mod compact;
+mod deliver;
+pub mod error;
+pub mod failpoint;
+mod handover;
+mod inspect;
+mod monitor;
+mod rows;
+mod run;
+mod settings;
+mod source;
+mod target;
+
+pub use assemble::{Assembler, Limits, RowWriter, TransactionStart};
+pub use compact::{Compacted, DeletePolicy, KeyTuple, Upsert, compact};
+pub use inspect::{Inspect, TextRow};
+pub use monitor::{Monitor, Phase, TableMonitor, TableView};
+pub use rows::{ChunkRows, RowReceiver, RowSender, rows_between};
+pub use run::{Ended, RunEnd, run};
+pub use settings::{IfTargetExists, Settings, SyncMode};
+pub use source::{Chunk, ChangeStream, Filled, Snapshot, SnapshotNeed, Source, StreamStart};
+pub use target::{
+    ChangeForm, ColumnMapping, CopyMark, Fidelity, Receipt, SchemaChange, TableChanges, TablePlan, Target, Wants,
+};

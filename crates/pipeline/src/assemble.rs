@@ -1,0 +1,325 @@
+//! Gathers decoded changes into per-table batches and cuts them into deliveries at commits.
+//!
+//! ```text
+//!   begin ─ row ─ row ─ commit ─ begin ─ row ...        the source's decoder pushes cells straight into the batches
+//!      └──────────── at most one transaction open ────────────┘
+//!   cut: bytes, rows, age or the engine's wish, at the next commit; past the hard limit inside a transaction: a slice
+//! ```
+//!
+//! Invariants: a whole delivery holds whole transactions only; a table's changes at or before its cut are dropped here, and
+//! nowhere else; sequence numbers rise by one per change over all tables. No lock, no clock and no allocation per row.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pgferry_model::{Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TransactionMark};
+
+/// When to cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of changes at which a delivery is due.
+    pub batch_bytes_max: usize,
+    /// Changes at which a delivery is due.
+    pub batch_rows_max: usize,
+    /// Bytes of changes at which nothing more is taken, not even of an open transaction.
+    pub buffer_bytes_max: usize,
+}
+
+/// The start of a transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct TransactionStart {
+    /// The source's transaction id.
+    pub xid: u32,
+    /// Where its commit record begins. A commit is covered by a position exactly when its record begins before it.
+    pub commit_record: Position,
+    /// When the source committed it, in microseconds since 1970-01-01 UTC.
+    pub committed_at_us: i64,
+}
+
+/// Whether a table takes changes, and from where on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gate {
+    /// It takes none: no key, paused, or set aside.
+    Closed,
+    /// It takes those of transactions that the position does not cover.
+    After(Position),
+}
+
+struct Lane {
+    table: Arc<Table>,
+    gate: Gate,
+    batch: Option<Batch>,
+}
+
+struct OpenTransaction {
+    start: TransactionStart,
+    first_sequence: u32,
+}
+
+/// What was gathered since the last cut.
+pub struct Assembler {
+    limits: Limits,
+    lanes: Vec<Lane>,
+    touched: Vec<TableId>,
+    after: Position,
+    through: Position,
+    sequence: u32,
+    bytes: usize,
+    open: Option<OpenTransaction>,
+    transactions: Vec<TransactionMark>,
+    oldest: Option<Instant>,
+    sliced: bool,
+    cut_wanted: bool,
+    changed: Option<Arc<Table>>,
+}
+
+/// Puts one change into its table's batch. Every tuple gets exactly one cell per column of the table.
+pub struct RowWriter<'a> {
+    batch: &'a mut Batch,
+    bytes: &'a mut usize,
+    before: usize,
+}
+
+impl RowWriter<'_> {
+    /// Starts the new tuple.
+    #[inline]
+    pub fn start_new(&mut self) {
+        self.batch.start_new();
+    }
+
+    /// Starts the old tuple; `full`: every column is there, not only the identity's.
+    #[inline]
+    pub fn start_old(&mut self, full: bool) {
+        self.batch.start_old(full);
+    }
+
+    /// A NULL cell.
+    #[inline]
+    pub fn null(&mut self) {
+        self.batch.push_null();
+    }
+
+    /// An unchanged TOAST value.
+    #[inline]
+    pub fn unchanged(&mut self) {
+        self.batch.push_unchanged();
+    }
+
+    /// A value of at most [`pgferry_model::VALUE_BYTES_MAX`] bytes.
+    #[inline]
+    pub fn value(&mut self, format: CellFormat, bytes: &[u8]) {
+        self.batch.push_value(format, bytes);
+    }
+}
+
+impl Drop for RowWriter<'_> {
+    fn drop(&mut self) {
+        debug_assert!(self.batch.last_row_is_whole(), "a tuple has not one cell per column");
+        *self.bytes += self.batch.bytes() - self.before;
+    }
+}
+
+impl Assembler {
+    /// Starts after a position, with the tables of the run and their gates.
+    pub(crate) fn new(limits: Limits, tables: Vec<(Arc<Table>, Gate)>, after: Position) -> Self {
+        let lanes =
+            tables.into_iter().map(|(table, gate)| Lane { table, gate, batch: None }).collect();
+        Assembler {
+            limits,
+            lanes,
+            touched: Vec::new(),
+            after,
+            through: after,
+            sequence: 0,
+            bytes: 0,
+            open: None,
+            transactions: Vec::new(),
+            oldest: None,
+            sliced: false,
+            cut_wanted: false,
+            changed: None,
+        }
+    }
+
+    /// For tests and measurements of sources: every table takes every change.
+    pub fn open_to_all(limits: Limits, tables: Vec<Arc<Table>>, after: Position) -> Self {
+        let tables = tables.into_iter().map(|table| (table, Gate::After(after))).collect();
+        Assembler::new(limits, tables, after)
+    }
+
+    /// A transaction begins. Returns whether it is wanted: it ends after where the delivery starts. The source may skip the
+    /// rows of one that is not wanted, but reports its commit.
+    pub fn begin(&mut self, start: TransactionStart) -> bool {
+        let wanted = start.commit_record >= self.after;
+        self.open = Some(OpenTransaction { start, first_sequence: self.sequence });
+        wanted
+    }
+
+    /// The table as the assembler has it, for a decoder that maps columns.
+    pub fn table(&self, id: TableId) -> Option<&Arc<Table>> {
+        self.lanes.get(id.index()).map(|lane| &lane.table)
+    }
+
+    /// A change of a table. `None`: not wanted, the source skips it.
+    #[inline]
+    pub fn row(&mut self, id: TableId, op: Op) -> Option<RowWriter<'_>> {
+        let open = self.open.as_ref()?;
+        let lane = self.lanes.get_mut(id.index())?;
+        match lane.gate {
+            Gate::After(cut) if open.start.commit_record >= cut && open.start.commit_record >= self.after => {}
+            _ => return None,
+        }
+        let batch = match &mut lane.batch {
+            Some(batch) => batch,
+            none => {
+                self.touched.push(id);
+                none.insert(Batch::new(Arc::clone(&lane.table)))
+            }
+        };
+        if self.oldest.is_none() {
+            self.oldest = Some(Instant::now());
+        }
+        let before = batch.bytes();
+        batch.start_row(op, self.sequence);
+        self.sequence = self.sequence.wrapping_add(1);
+        Some(RowWriter { batch, bytes: &mut self.bytes, before })
+    }
+
+    /// Tables are emptied.
+    pub fn truncate(&mut self, ids: &[TableId]) {
+        for &id in ids {
+            drop(self.row(id, Op::Truncate));
+        }
+    }
+
+    /// The open transaction ends at `position`. Returns whether the source should stop here: a cut is due.
+    pub fn commit(&mut self, position: Position) -> bool {
+        if let Some(open) = self.open.take()
+            && (self.sequence != open.first_sequence || self.sliced)
+        {
+            self.transactions.push(TransactionMark {
+                first_sequence: open.first_sequence,
+                xid: open.start.xid,
+                position,
+                committed_at_us: open.start.committed_at_us,
+            });
+        }
+        self.through = self.through.max(position);
+        self.cut_wanted || self.due()
+    }
+
+    /// Everything at or before `position` has been sent and no transaction is open: the source is idle there.
+    pub fn idle(&mut self, position: Position) {
+        if self.open.is_none() {
+            self.through = self.through.max(position);
+        }
+    }
+
+    /// A table's columns have changed: from the next row on they are as in `after`. The source stops filling; the engine
+    /// delivers what is there, evolves the target, and goes on.
+    pub fn schema_changed(&mut self, after: Arc<Table>) {
+        self.changed = Some(after);
+    }
+
+    /// Whether nothing more is taken for now: the memory limit is reached, or a schema change waits.
+    #[inline]
+    pub fn full(&self) -> bool {
+        self.bytes >= self.limits.buffer_bytes_max || self.changed.is_some() || self.sequence > u32::MAX / 2
+    }
+
+    /// Whether the batch's size asks for a cut.
+    #[inline]
+    pub fn due(&self) -> bool {
+        self.bytes >= self.limits.batch_bytes_max || self.sequence as usize >= self.limits.batch_rows_max
+    }
+
+    /// Whether a source should stop filling now: full, or a cut is due and no transaction is open.
+    #[inline]
+    pub fn stop(&self) -> bool {
+        self.full() || (self.open.is_none() && (self.cut_wanted || self.due()))
+    }
+
+    /// Asks for a cut at the next commit.
+    pub(crate) fn want_cut(&mut self) {
+        self.cut_wanted = true;
+    }
+
+    pub(crate) fn has_rows(&self) -> bool {
+        self.sequence > 0
+    }
+
+    pub(crate) fn mid_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.oldest
+    }
+
+    pub(crate) fn through(&self) -> Position {
+        self.through
+    }
+
+    pub(crate) fn after(&self) -> Position {
+        self.after
+    }
+
+    pub(crate) fn take_schema_change(&mut self) -> Option<Arc<Table>> {
+        self.changed.take()
+    }
+
+    pub(crate) fn close_table(&mut self, id: TableId) {
+        if let Some(lane) = self.lanes.get_mut(id.index()) {
+            lane.gate = Gate::Closed;
+            if let Some(batch) = lane.batch.take() {
+                self.bytes = self.bytes.saturating_sub(batch.bytes());
+                self.touched.retain(|&other| other != id);
+            }
+        }
+    }
+
+    pub(crate) fn replace_table(&mut self, table: Arc<Table>) {
+        if let Some(lane) = self.lanes.get_mut(table.id.index()) {
+            lane.table = table;
+        }
+    }
+
+    /// Takes what was gathered: whole where no transaction is open, else a slice.
+    pub(crate) fn take(&mut self) -> Delivery<Batch> {
+        let slice = match (self.open.is_some(), self.sliced) {
+            (true, _) => Slice::Part,
+            (false, true) => Slice::Last,
+            (false, false) => Slice::Whole,
+        };
+        let mut tables = Vec::with_capacity(self.touched.len());
+        self.touched.sort_unstable();
+        for id in self.touched.drain(..) {
+            if let Some(batch) = self.lanes.get_mut(id.index()).and_then(|lane| lane.batch.take()) {
+                tables.push(batch);
+            }
+        }
+        let delivery = Delivery {
+            after: self.after,
+            through: self.through,
+            tables,
+            transactions: std::mem::take(&mut self.transactions),
+            slice,
+        };
+        self.sliced = slice == Slice::Part;
+        if slice != Slice::Part {
+            self.after = self.through;
+        }
+        if let Some(open) = &mut self.open {
+            open.first_sequence = 0;
+        }
+        self.sequence = 0;
+        self.bytes = 0;
+        self.oldest = None;
+        self.cut_wanted = false;
+        delivery
+    }
+}

@@ -1,0 +1,22 @@
+//! The engine's own error codes.
+
+use pgferry_model::Code;
+
+/// The reader of a chunk went away before its end mark.
+pub const COPY_INTERRUPTED: Code = Code::new("pipeline.copy_interrupted");
+/// The loader of a chunk went away before its end mark.
+pub const LOAD_ABANDONED: Code = Code::new("pipeline.load_abandoned");
+/// A row's cells do not fit its table: a decoder's mistake, never the user's.
+pub const ROW_MALFORMED: Code = Code::new("pipeline.row_malformed");
+/// A table's columns changed in a way that the task does not apply.
+pub const SCHEMA_CHANGE_BLOCKED: Code = Code::new("schema.change_blocked");
+/// The same transient error came back for longer than the retry budget.
+pub const RETRIES_EXHAUSTED: Code = Code::new("pipeline.retries_exhausted");
+/// A transaction does not fit the memory limit and the target cannot take it in slices.
+pub const TRANSACTION_TOO_LARGE: Code = Code::new("pipeline.transaction_too_large");
+/// Every table of the task is set aside.
+pub const NO_TABLE_LEFT: Code = Code::new("pipeline.no_table_left");
+/// A graceful stop took longer than its limit.
+pub const STOP_TIMED_OUT: Code = Code::new("pipeline.stop_timed_out");
+/// A worker thread ended without a result.
+pub const WORKER_LOST: Code = Code::new("pipeline.worker_lost");
