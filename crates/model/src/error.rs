@@ -85,7 +85,10 @@ pub struct Cure {
 impl Cure {
     /// A cure that is a sentence only.
     pub fn advice(text: impl Into<String>) -> Self {
-        Cure { advice: text.into(), ..Cure::default() }
+        Cure {
+            advice: text.into(),
+            ..Cure::default()
+        }
     }
 
     /// Adds a statement.
@@ -186,7 +189,10 @@ impl Error {
 
     /// Adds the error of a lower floor, for the log; it is never part of `Display`.
     #[must_use]
-    pub fn with_origin(mut self, origin: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_origin(
+        mut self,
+        origin: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         self.0.origin = Some(origin.into());
         self
     }
@@ -218,7 +224,11 @@ impl Error {
         if let Some(cause) = &self.0.cause {
             return Some(cause.clone());
         }
-        let mut next = self.0.origin.as_deref().map(|origin| origin as &dyn std::error::Error);
+        let mut next = self
+            .0
+            .origin
+            .as_deref()
+            .map(|origin| origin as &dyn std::error::Error);
         let mut parts: Vec<String> = Vec::new();
         while let Some(error) = next {
             let text = error.to_string();
@@ -227,7 +237,11 @@ impl Error {
             }
             next = error.source();
         }
-        if parts.is_empty() { None } else { Some(parts.join(": ")) }
+        if parts.is_empty() {
+            None
+        } else {
+            Some(parts.join(": "))
+        }
     }
 
     /// What to do about it.
@@ -249,7 +263,10 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.origin.as_deref().map(|origin| origin as &(dyn std::error::Error + 'static))
+        self.0
+            .origin
+            .as_deref()
+            .map(|origin| origin as &(dyn std::error::Error + 'static))
     }
 }
 
@@ -260,8 +277,11 @@ mod tests {
     #[test]
     fn an_error_is_one_pointer_wide_and_displays_its_problem_only() {
         assert_eq!(size_of::<Error>(), size_of::<usize>());
-        let error = Error::transient(Code::new("connection.unreachable"), "cannot reach the server")
-            .with_origin(std::io::Error::other("refused"));
+        let error = Error::transient(
+            Code::new("connection.unreachable"),
+            "cannot reach the server",
+        )
+        .with_origin(std::io::Error::other("refused"));
         assert_eq!(error.to_string(), "cannot reach the server");
         assert_eq!(error.cause().as_deref(), Some("refused"));
         assert_eq!(error.class(), Class::Transient);

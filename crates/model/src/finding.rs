@@ -36,7 +36,11 @@ pub struct Finding {
 
 impl Finding {
     /// A check that passed.
-    pub fn passed(check: &'static str, subject: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub fn passed(
+        check: &'static str,
+        subject: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> Self {
         Finding {
             check,
             subject: subject.into(),
@@ -49,7 +53,12 @@ impl Finding {
     }
 
     /// A check that did not pass, told by the error that the run would stop with.
-    pub fn from_error(check: &'static str, subject: impl Into<String>, outcome: Outcome, error: &Error) -> Self {
+    pub fn from_error(
+        check: &'static str,
+        subject: impl Into<String>,
+        outcome: Outcome,
+        error: &Error,
+    ) -> Self {
         Finding {
             check,
             subject: subject.into(),

@@ -47,7 +47,9 @@ impl fmt::Debug for Position {
 
 /// The text is not of the form `HEX/HEX` with at most 8 digits on each side.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a position: expected two hexadecimal numbers of at most 8 digits with a slash between, like 16/B374D848")]
+#[error(
+    "not a position: expected two hexadecimal numbers of at most 8 digits with a slash between, like 16/B374D848"
+)]
 pub struct ParsePositionError;
 
 impl FromStr for Position {
@@ -72,17 +74,40 @@ mod tests {
 
     #[test]
     fn text_form_is_that_of_postgresql_and_comes_back() {
-        for (lsn, text) in [(0u64, "0/0"), (0x16_B374_D848, "16/B374D848"), (u64::MAX, "FFFFFFFF/FFFFFFFF")] {
+        for (lsn, text) in [
+            (0u64, "0/0"),
+            (0x16_B374_D848, "16/B374D848"),
+            (u64::MAX, "FFFFFFFF/FFFFFFFF"),
+        ] {
             assert_eq!(Position::from_lsn(lsn).to_string(), text);
             assert_eq!(text.parse::<Position>(), Ok(Position::from_lsn(lsn)));
         }
-        assert_eq!("a/b".parse::<Position>(), Ok(Position::from_lsn(0xA_0000_000B)));
+        assert_eq!(
+            "a/b".parse::<Position>(),
+            Ok(Position::from_lsn(0xA_0000_000B))
+        );
     }
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in ["", "/", "0", "1/", "/1", "+1/0", "1/ 2", "123456789/0", "0/123456789", "g/0", "1/2/3"] {
-            assert_eq!(text.parse::<Position>(), Err(ParsePositionError), "{text:?}");
+        for text in [
+            "",
+            "/",
+            "0",
+            "1/",
+            "/1",
+            "+1/0",
+            "1/ 2",
+            "123456789/0",
+            "0/123456789",
+            "g/0",
+            "1/2/3",
+        ] {
+            assert_eq!(
+                text.parse::<Position>(),
+                Err(ParsePositionError),
+                "{text:?}"
+            );
         }
     }
 }

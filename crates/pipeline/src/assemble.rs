@@ -12,7 +12,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgferry_model::{Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TransactionMark};
+use pgferry_model::{
+    Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TransactionMark,
+};
 
 /// When to cut.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +72,7 @@ pub struct Assembler {
     oldest: Option<Instant>,
     sliced: bool,
     cut_wanted: bool,
+    cut_allowed: bool,
     changed: Option<Arc<Table>>,
 }
 
@@ -114,7 +117,10 @@ impl RowWriter<'_> {
 
 impl Drop for RowWriter<'_> {
     fn drop(&mut self) {
-        debug_assert!(self.batch.last_row_is_whole(), "a tuple has not one cell per column");
+        debug_assert!(
+            self.batch.last_row_is_whole(),
+            "a tuple has not one cell per column"
+        );
         *self.bytes += self.batch.bytes() - self.before;
     }
 }
@@ -122,8 +128,14 @@ impl Drop for RowWriter<'_> {
 impl Assembler {
     /// Starts after a position, with the tables of the run and their gates.
     pub(crate) fn new(limits: Limits, tables: Vec<(Arc<Table>, Gate)>, after: Position) -> Self {
-        let lanes =
-            tables.into_iter().map(|(table, gate)| Lane { table, gate, batch: None }).collect();
+        let lanes = tables
+            .into_iter()
+            .map(|(table, gate)| Lane {
+                table,
+                gate,
+                batch: None,
+            })
+            .collect();
         Assembler {
             limits,
             lanes,
@@ -137,13 +149,17 @@ impl Assembler {
             oldest: None,
             sliced: false,
             cut_wanted: false,
+            cut_allowed: true,
             changed: None,
         }
     }
 
     /// For tests and measurements of sources: every table takes every change.
     pub fn open_to_all(limits: Limits, tables: Vec<Arc<Table>>, after: Position) -> Self {
-        let tables = tables.into_iter().map(|table| (table, Gate::After(after))).collect();
+        let tables = tables
+            .into_iter()
+            .map(|table| (table, Gate::After(after)))
+            .collect();
         Assembler::new(limits, tables, after)
     }
 
@@ -151,7 +167,10 @@ impl Assembler {
     /// rows of one that is not wanted, but reports its commit.
     pub fn begin(&mut self, start: TransactionStart) -> bool {
         let wanted = start.commit_record >= self.after;
-        self.open = Some(OpenTransaction { start, first_sequence: self.sequence });
+        self.open = Some(OpenTransaction {
+            start,
+            first_sequence: self.sequence,
+        });
         wanted
     }
 
@@ -166,7 +185,8 @@ impl Assembler {
         let open = self.open.as_ref()?;
         let lane = self.lanes.get_mut(id.index())?;
         match lane.gate {
-            Gate::After(cut) if open.start.commit_record >= cut && open.start.commit_record >= self.after => {}
+            Gate::After(cut)
+                if open.start.commit_record >= cut && open.start.commit_record >= self.after => {}
             _ => return None,
         }
         let batch = match &mut lane.batch {
@@ -182,7 +202,11 @@ impl Assembler {
         let before = batch.bytes();
         batch.start_row(op, self.sequence);
         self.sequence = self.sequence.wrapping_add(1);
-        Some(RowWriter { batch, bytes: &mut self.bytes, before })
+        Some(RowWriter {
+            batch,
+            bytes: &mut self.bytes,
+            before,
+        })
     }
 
     /// Tables are emptied.
@@ -205,7 +229,7 @@ impl Assembler {
             });
         }
         self.through = self.through.max(position);
-        self.cut_wanted || self.due()
+        self.stop()
     }
 
     /// Everything at or before `position` has been sent and no transaction is open: the source is idle there.
@@ -224,24 +248,32 @@ impl Assembler {
     /// Whether nothing more is taken for now: the memory limit is reached, or a schema change waits.
     #[inline]
     pub fn full(&self) -> bool {
-        self.bytes >= self.limits.buffer_bytes_max || self.changed.is_some() || self.sequence > u32::MAX / 2
+        self.bytes >= self.limits.buffer_bytes_max
+            || self.changed.is_some()
+            || self.sequence > u32::MAX / 2
     }
 
     /// Whether the batch's size asks for a cut.
     #[inline]
     pub fn due(&self) -> bool {
-        self.bytes >= self.limits.batch_bytes_max || self.sequence as usize >= self.limits.batch_rows_max
+        self.bytes >= self.limits.batch_bytes_max
+            || self.sequence as usize >= self.limits.batch_rows_max
     }
 
     /// Whether a source should stop filling now: full, or a cut is due and no transaction is open.
     #[inline]
     pub fn stop(&self) -> bool {
-        self.full() || (self.open.is_none() && (self.cut_wanted || self.due()))
+        self.full() || (self.cut_allowed && self.open.is_none() && (self.cut_wanted || self.due()))
     }
 
     /// Asks for a cut at the next commit.
     pub(crate) fn want_cut(&mut self) {
         self.cut_wanted = true;
+    }
+
+    /// Whether a cut is of use: while a delivery is being written, what comes is gathered on until memory ends.
+    pub(crate) fn allow_cut(&mut self, allowed: bool) {
+        self.cut_allowed = allowed;
     }
 
     pub(crate) fn has_rows(&self) -> bool {
@@ -264,10 +296,6 @@ impl Assembler {
         self.through
     }
 
-    pub(crate) fn after(&self) -> Position {
-        self.after
-    }
-
     pub(crate) fn take_schema_change(&mut self) -> Option<Arc<Table>> {
         self.changed.take()
     }
@@ -282,12 +310,6 @@ impl Assembler {
         }
     }
 
-    pub(crate) fn replace_table(&mut self, table: Arc<Table>) {
-        if let Some(lane) = self.lanes.get_mut(table.id.index()) {
-            lane.table = table;
-        }
-    }
-
     /// Takes what was gathered: whole where no transaction is open, else a slice.
     pub(crate) fn take(&mut self) -> Delivery<Batch> {
         let slice = match (self.open.is_some(), self.sliced) {
@@ -298,7 +320,11 @@ impl Assembler {
         let mut tables = Vec::with_capacity(self.touched.len());
         self.touched.sort_unstable();
         for id in self.touched.drain(..) {
-            if let Some(batch) = self.lanes.get_mut(id.index()).and_then(|lane| lane.batch.take()) {
+            if let Some(batch) = self
+                .lanes
+                .get_mut(id.index())
+                .and_then(|lane| lane.batch.take())
+            {
                 tables.push(batch);
             }
         }

@@ -20,3 +20,5 @@ pub const NO_TABLE_LEFT: Code = Code::new("pipeline.no_table_left");
 pub const STOP_TIMED_OUT: Code = Code::new("pipeline.stop_timed_out");
 /// A worker thread ended without a result.
 pub const WORKER_LOST: Code = Code::new("pipeline.worker_lost");
+/// The consistent snapshot that chunks are read from is gone; unfinished tables are copied again under a new one.
+pub const SNAPSHOT_LOST: Code = Code::new("pipeline.snapshot_lost");

@@ -1,1 +1,338 @@
-//! .
+//! Copies what is not copied yet, and hands the tables over to the stream without a gap or an overlap.
+//!
+//! ```text
+//!   slot made, snapshot exported at L0 ──> chunks, largest table first, N workers ──> stream from L0
+//!   after a crash: temporary slot, snapshot at L1 > L0 ──> unfinished tables only ──> stream from the stored position;
+//!                  their transactions at or before L1 are skipped (assemble.rs), those of finished tables are not
+//! ```
+//!
+//! Invariants: a table's cut is stored before its first row; a chunk and its record are one commit; a table takes changes only
+//! when all of its chunks are durable; a table that breaks stops neither the other tables nor its workers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use pgferry_model::{
+    CellFormat, Class, Error, Position, Progress, Result, Table, TableId, TableState,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::deliver::Courier;
+use crate::retry::Retry;
+use crate::{
+    Chunk, ChunkRows, CopyMark, Phase, Snapshot, SnapshotNeed, Source, SyncMode, budget, error,
+    failpoint, rows_between,
+};
+
+/// What a copy was.
+pub(crate) struct Copied {
+    /// The snapshot's position; `None` when nothing had to be copied.
+    pub(crate) cut: Option<Position>,
+    /// Tables that broke and are stored as such.
+    pub(crate) set_aside: Vec<(Arc<Table>, Error)>,
+    /// Whether it was asked to stop before it was done.
+    pub(crate) stopped: bool,
+}
+
+/// The chunks still to be loaded and what is open per table.
+struct Work {
+    chunks: Vec<Chunk>,
+    open: HashMap<TableId, usize>,
+    broken: HashMap<TableId, Error>,
+}
+
+struct Copy<'a> {
+    courier: &'a Courier,
+    snapshot: &'a dyn Snapshot,
+    work: Mutex<Work>,
+    stop: &'a CancellationToken,
+    batch_bytes_max: usize,
+}
+
+/// Copies every table of `tables` that the target does not hold whole.
+pub(crate) async fn copy_tables(
+    courier: &Courier,
+    source: &dyn Source,
+    tables: &[Arc<Table>],
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> Result<Copied> {
+    let unfinished: Vec<&Arc<Table>> = tables
+        .iter()
+        .filter(|table| to_be_copied(table, progress))
+        .collect();
+    let mut copied = Copied {
+        cut: None,
+        set_aside: Vec::new(),
+        stopped: false,
+    };
+    if unfinished.is_empty() {
+        return Ok(copied);
+    }
+    courier.monitor.set_phase(Phase::ExportingSnapshot);
+    let snapshot = tokio::select! {
+        snapshot = source.snapshot(need(courier, progress)) => snapshot?,
+        () = stop.cancelled() => {
+            copied.stopped = true;
+            return Ok(copied);
+        }
+    };
+    copied.cut = Some(snapshot.cut());
+    let outcome = copy_under(courier, snapshot.as_ref(), &unfinished, progress, stop).await;
+    let closed = snapshot.close().await;
+    copied.set_aside = outcome?;
+    if let Err(failure) = closed {
+        tracing::warn!(
+            code = failure.code().as_str(),
+            "the snapshot did not end cleanly: {failure}"
+        );
+    }
+    copied.stopped = stop.is_cancelled();
+    Ok(copied)
+}
+
+fn need(courier: &Courier, progress: &Progress) -> SnapshotNeed {
+    match (courier.settings.sync_mode, progress.position) {
+        (SyncMode::Snapshot, _) => SnapshotNeed::RowsOnly,
+        (_, None) => SnapshotNeed::StreamStart,
+        (_, Some(_)) => SnapshotNeed::AfterStart,
+    }
+}
+
+fn to_be_copied(table: &Table, progress: &Progress) -> bool {
+    match progress.table(&table.name).map(|known| &known.state) {
+        None | Some(TableState::Waiting | TableState::Copying) => true,
+        Some(
+            TableState::Copied
+            | TableState::CatchingUp
+            | TableState::Live
+            | TableState::Paused
+            | TableState::Broken { .. },
+        ) => false,
+    }
+}
+
+async fn copy_under(
+    courier: &Courier,
+    snapshot: &dyn Snapshot,
+    tables: &[&Arc<Table>],
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> Result<Vec<(Arc<Table>, Error)>> {
+    courier.monitor.set_phase(Phase::Snapshotting);
+    let work = begin(courier, snapshot, tables, progress).await?;
+    let workers = courier
+        .settings
+        .workers
+        .min(courier.target.wants().loads_max)
+        .max(1);
+    let copy = Copy {
+        courier,
+        snapshot,
+        work: Mutex::new(work),
+        stop,
+        batch_bytes_max: budget::snapshot_batch_bytes(&courier.settings, workers),
+    };
+    let ends = join_all((0..workers).map(|_| copy.worker())).await;
+    for end in ends {
+        end?;
+    }
+    let mut broken = copy.work.into_inner().broken;
+    Ok(tables
+        .iter()
+        .filter_map(|table| {
+            broken
+                .remove(&table.id)
+                .map(|failure| (Arc::clone(table), failure))
+        })
+        .collect())
+}
+
+/// Stores every table's cut, then plans its chunks: largest table first, so that no worker is left with a giant at the end.
+async fn begin(
+    courier: &Courier,
+    snapshot: &dyn Snapshot,
+    tables: &[&Arc<Table>],
+    progress: &Progress,
+) -> Result<Work> {
+    let stream_start = match (courier.settings.sync_mode, progress.position) {
+        (SyncMode::Snapshot, _) | (_, Some(_)) => None,
+        (_, None) => Some(snapshot.cut()),
+    };
+    let mark = CopyMark {
+        cut: snapshot.cut(),
+        stream_start,
+    };
+    let mut planned: Vec<Vec<Chunk>> = Vec::with_capacity(tables.len());
+    for table in tables {
+        failpoint::pass("handover.before_begin_copy");
+        courier.target.begin_copy(table, mark).await?;
+        failpoint::pass("handover.after_begin_copy");
+        let chunks = snapshot.plan(table).await?;
+        if let Some(monitor) = courier.monitor.table(table.id.index()) {
+            monitor.rows_copied.store(0, Ordering::Relaxed);
+            monitor.bytes_copied.store(0, Ordering::Relaxed);
+            monitor.chunks_done.store(0, Ordering::Relaxed);
+            monitor
+                .chunks_planned
+                .store(chunks.len() as u64, Ordering::Relaxed);
+            monitor.bytes_planned.store(
+                chunks.iter().map(|chunk| chunk.bytes).sum(),
+                Ordering::Relaxed,
+            );
+        }
+        planned.push(chunks);
+    }
+    planned.sort_by_key(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
+    let open = planned
+        .iter()
+        .filter_map(|chunks| Some((chunks.first()?.table.id, chunks.len())))
+        .collect();
+    let chunks = planned
+        .into_iter()
+        .flat_map(|chunks| chunks.into_iter().rev())
+        .collect();
+    Ok(Work {
+        chunks,
+        open,
+        broken: HashMap::new(),
+    })
+}
+
+impl Copy<'_> {
+    /// Loads chunks until there is none left, someone asks to stop, or one fails for good.
+    async fn worker(&self) -> Result<()> {
+        let mut retry = Retry::new(&self.courier.settings);
+        while let Some(chunk) = self.next_chunk() {
+            loop {
+                let Err(failure) = self.load(&chunk).await else {
+                    break;
+                };
+                if self.stop.is_cancelled() {
+                    return Ok(());
+                }
+                if failure.class() == Class::TableBroken
+                    && !self.courier.settings.stop_on_table_error
+                {
+                    self.set_aside(&chunk.table, failure).await?;
+                    break;
+                }
+                let lost = failure.code() == error::SNAPSHOT_LOST;
+                let wait = if lost {
+                    Err(failure)
+                } else {
+                    retry.after(failure, self.chunks_done())
+                };
+                let wait = match wait {
+                    Ok(wait) => wait,
+                    Err(failure) => {
+                        self.work.lock().chunks.clear();
+                        return Err(failure);
+                    }
+                };
+                self.courier.monitor.retries.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(wait).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_chunk(&self) -> Option<Chunk> {
+        let mut work = self.work.lock();
+        if self.stop.is_cancelled() {
+            return None;
+        }
+        loop {
+            let chunk = work.chunks.pop()?;
+            if !work.broken.contains_key(&chunk.table.id) {
+                return Some(chunk);
+            }
+        }
+    }
+
+    fn chunks_done(&self) -> u64 {
+        self.work.lock().chunks.len() as u64
+    }
+
+    async fn load(&self, chunk: &Chunk) -> Result<()> {
+        self.set_state(&chunk.table, TableState::Copying);
+        let formats: Vec<CellFormat> = chunk
+            .table
+            .columns
+            .iter()
+            .map(|column| self.courier.target.snapshot_format(column))
+            .collect();
+        let (sender, receiver) = rows_between();
+        let sender = sender.limited(self.courier.settings.batch_rows_max, self.batch_bytes_max);
+        let copying = async {
+            tokio::select! {
+                copied = self.snapshot.copy(chunk, &formats, sender) => copied,
+                () = self.stop.cancelled() => Ok(0),
+            }
+        };
+        let loading = self.courier.target.load(ChunkRows {
+            chunk: chunk.clone(),
+            rows: receiver,
+        });
+        let (read, loaded) = tokio::join!(copying, loading);
+        let rows = match (read, loaded) {
+            (Ok(_), Ok(rows)) => rows,
+            // The loader's own failure is the cause where the reader only lost its other end, and the other way round.
+            (Err(read), Err(loaded)) if read.code() == error::LOAD_ABANDONED => return Err(loaded),
+            (Err(read), _) => return Err(read),
+            (Ok(_), Err(loaded)) => return Err(loaded),
+        };
+        failpoint::pass("handover.after_chunk");
+        self.chunk_done(chunk, rows).await
+    }
+
+    async fn chunk_done(&self, chunk: &Chunk, rows: u64) -> Result<()> {
+        if let Some(monitor) = self.courier.monitor.table(chunk.table.id.index()) {
+            monitor.rows_copied.fetch_add(rows, Ordering::Relaxed);
+            monitor
+                .bytes_copied
+                .fetch_add(chunk.bytes, Ordering::Relaxed);
+            monitor.chunks_done.fetch_add(1, Ordering::Relaxed);
+        }
+        metrics::counter!("pgferry_snapshot_rows_total").increment(rows);
+        let last = {
+            let mut work = self.work.lock();
+            let open = work.open.entry(chunk.table.id).or_insert(1);
+            *open = open.saturating_sub(1);
+            *open == 0 && !work.broken.contains_key(&chunk.table.id)
+        };
+        if last {
+            let follows = self.courier.settings.sync_mode != SyncMode::Snapshot
+                && !chunk.table.key.is_empty();
+            let state = if follows {
+                TableState::CatchingUp
+            } else {
+                TableState::Copied
+            };
+            failpoint::pass("handover.before_copied");
+            self.courier
+                .target
+                .set_state(&chunk.table, state.clone())
+                .await?;
+            failpoint::pass("handover.after_copied");
+            self.set_state(&chunk.table, state);
+        }
+        Ok(())
+    }
+
+    async fn set_aside(&self, table: &Arc<Table>, failure: Error) -> Result<()> {
+        let first = !self.work.lock().broken.contains_key(&table.id);
+        if first {
+            self.courier.set_aside(table, &failure).await?;
+            self.work.lock().broken.insert(table.id, failure);
+        }
+        Ok(())
+    }
+
+    fn set_state(&self, table: &Table, state: TableState) {
+        self.courier.monitor.set_state(table.id.index(), state);
+    }
+}

@@ -15,10 +15,13 @@ mod checkpoint;
 mod compact;
 mod deliver;
 pub mod error;
+mod evolve;
 pub mod failpoint;
+mod follow;
 mod handover;
 mod inspect;
 mod monitor;
+mod retry;
 mod rows;
 mod run;
 mod settings;
@@ -30,9 +33,10 @@ pub use compact::{Compacted, DeletePolicy, KeyTuple, Upsert, compact};
 pub use inspect::{Inspect, TextRow};
 pub use monitor::{Monitor, Phase, TableMonitor, TableView};
 pub use rows::{ChunkRows, RowReceiver, RowSender, rows_between};
-pub use run::{Ended, RunEnd, run};
+pub use run::{Ended, RunEnd, SetAside, run};
 pub use settings::{IfTargetExists, Settings, SyncMode};
-pub use source::{Chunk, ChangeStream, Filled, Snapshot, SnapshotNeed, Source, StreamStart};
+pub use source::{ChangeStream, Chunk, Filled, Snapshot, SnapshotNeed, Source, StreamStart};
 pub use target::{
-    ChangeForm, ColumnMapping, CopyMark, Fidelity, Receipt, SchemaChange, TableChanges, TablePlan, Target, Wants,
+    ChangeForm, ColumnMapping, CopyMark, Fidelity, Receipt, SchemaChange, TableChanges, TablePlan,
+    Target, Wants,
 };

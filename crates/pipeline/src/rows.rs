@@ -15,6 +15,11 @@ use crate::{Chunk, error};
 /// Batches that may wait between reader and loader: one being encoded, one ready, one being read.
 const BATCHES_WAITING_MAX: usize = 2;
 
+/// Rows per batch where nothing else is set; a power of two that engines like.
+const BATCH_ROWS_MAX: usize = 16_384;
+/// Bytes per batch where nothing else is set.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
 enum Message {
     Rows(Batch),
     End { rows: u64 },
@@ -22,7 +27,11 @@ enum Message {
 
 /// The reader's end.
 #[derive(Clone)]
-pub struct RowSender(mpsc::Sender<Message>);
+pub struct RowSender {
+    messages: mpsc::Sender<Message>,
+    batch_rows_max: usize,
+    batch_bytes_max: usize,
+}
 
 /// The loader's end.
 pub struct RowReceiver {
@@ -42,23 +51,62 @@ pub struct ChunkRows {
 /// A bounded way for one chunk's rows.
 pub fn rows_between() -> (RowSender, RowReceiver) {
     let (sender, messages) = mpsc::channel(BATCHES_WAITING_MAX);
-    (RowSender(sender), RowReceiver { messages, ended: false, rows_seen: 0 })
+    let sender = RowSender {
+        messages: sender,
+        batch_rows_max: BATCH_ROWS_MAX,
+        batch_bytes_max: BATCH_BYTES_MAX,
+    };
+    (
+        sender,
+        RowReceiver {
+            messages,
+            ended: false,
+            rows_seen: 0,
+        },
+    )
 }
 
 impl RowSender {
+    /// The same way with other limits per batch.
+    #[must_use]
+    pub fn limited(mut self, batch_rows_max: usize, batch_bytes_max: usize) -> Self {
+        self.batch_rows_max = batch_rows_max.max(1);
+        self.batch_bytes_max = batch_bytes_max.max(1);
+        self
+    }
+
+    /// Rows at which the reader hands a batch over.
+    pub fn batch_rows_max(&self) -> usize {
+        self.batch_rows_max
+    }
+
+    /// Bytes at which the reader hands a batch over; one row may exceed it.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.batch_bytes_max
+    }
+
     /// Hands over a batch; waits while the loader is behind. Fails when the loader has given up.
     pub async fn send(&self, batch: Batch) -> Result<()> {
-        self.0.send(Message::Rows(batch)).await.map_err(|_| abandoned())
+        self.messages
+            .send(Message::Rows(batch))
+            .await
+            .map_err(|_| abandoned())
     }
 
     /// The end mark: all rows were sent, `rows` of them.
     pub async fn end(self, rows: u64) -> Result<()> {
-        self.0.send(Message::End { rows }).await.map_err(|_| abandoned())
+        self.messages
+            .send(Message::End { rows })
+            .await
+            .map_err(|_| abandoned())
     }
 }
 
 fn abandoned() -> Error {
-    Error::transient(error::LOAD_ABANDONED, "the target stopped taking rows of a chunk")
+    Error::transient(
+        error::LOAD_ABANDONED,
+        "the target stopped taking rows of a chunk",
+    )
 }
 
 impl RowReceiver {
@@ -90,9 +138,10 @@ impl RowReceiver {
                 self.ended = true;
                 Ok(None)
             }
-            Some(Message::End { .. }) | None => {
-                Err(Error::transient(error::COPY_INTERRUPTED, "a chunk's rows ended before their end mark"))
-            }
+            Some(Message::End { .. }) | None => Err(Error::transient(
+                error::COPY_INTERRUPTED,
+                "a chunk's rows ended before their end mark",
+            )),
         }
     }
 }

@@ -1,11 +1,27 @@
-//! The one loop.
+//! Runs a task: reads what the target holds, copies what is missing, follows the stream, and starts over after transient errors.
+//!
+//! ```text
+//!   ┌─> open target ─> verify start ─> prepare ─> copy ─> follow ──> end
+//!   └──── wait ────────────── transient error ───────────┘
+//! ```
+//!
+//! Invariants: every attempt starts from what the target holds, never from memory; before the first success an error ends the
+//! run at once, so that a wrong password is not retried for a quarter of an hour.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use pgferry_model::{Error, Position, Result, TableName, TaskId};
+use pgferry_model::{
+    Class, Delivery, Error, Position, Progress, Result, Slice, Table, TableName, TableState, TaskId,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Monitor, Settings, Source, Target};
+use crate::assemble::Gate;
+use crate::deliver::Courier;
+use crate::follow::{Follow, follow};
+use crate::handover::{Copied, copy_tables};
+use crate::retry::Retry;
+use crate::{Monitor, Phase, Receipt, Settings, Source, StreamStart, SyncMode, TablePlan, Target};
 
 /// Why a run ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +34,19 @@ pub enum Ended {
     Stopped,
 }
 
+/// A table that was set aside, in this run or an earlier one.
+#[derive(Debug)]
+pub struct SetAside {
+    /// The table.
+    pub table: TableName,
+    /// The error's code.
+    pub code: String,
+    /// The error's problem line.
+    pub problem: String,
+    /// The error itself, where it happened in this run.
+    pub error: Option<Error>,
+}
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct RunEnd {
@@ -25,18 +54,264 @@ pub struct RunEnd {
     pub ended: Ended,
     /// What is durable.
     pub position: Option<Position>,
-    /// The tables that were set aside, with their errors.
-    pub set_aside: Vec<(TableName, Error)>,
+    /// The tables that are set aside.
+    pub set_aside: Vec<SetAside>,
 }
 
-/// Runs a task until it ends, is asked to stop, or breaks.
+struct Run<'a> {
+    task: &'a TaskId,
+    source: Arc<dyn Source>,
+    courier: Arc<Courier>,
+    stop: CancellationToken,
+    goal: Option<Position>,
+    set_aside: Vec<(Arc<Table>, Error)>,
+    /// Whether an attempt has got as far as the copy or the stream.
+    started: bool,
+}
+
+/// Runs a task until it ends, is asked to stop, or breaks. Tables that break are set aside and told in the end.
 pub async fn run(
-    _task: &TaskId,
-    _source: Arc<dyn Source>,
-    _target: Arc<dyn Target>,
-    _settings: &Settings,
-    _monitor: Arc<Monitor>,
-    _stop: CancellationToken,
+    task: &TaskId,
+    source: Arc<dyn Source>,
+    target: Arc<dyn Target>,
+    settings: &Settings,
+    monitor: Arc<Monitor>,
+    stop: CancellationToken,
 ) -> Result<RunEnd> {
-    Ok(RunEnd { ended: Ended::Stopped, position: None, set_aside: Vec::new() })
+    let courier = Courier {
+        task: task.clone(),
+        target: Arc::clone(&target),
+        settings: settings.clone(),
+        monitor: Arc::clone(&monitor),
+    };
+    let mut run = Run {
+        task,
+        source,
+        courier: Arc::new(courier),
+        stop,
+        goal: None,
+        set_aside: Vec::new(),
+        started: false,
+    };
+    let ended = run.attempts().await;
+    let ended = match ended {
+        Ok(ended) => run.told(ended).await,
+        Err(failure) => Err(failure),
+    };
+    let closed = target.close().await;
+    monitor.set_phase(Phase::Ended);
+    let end = ended?;
+    closed?;
+    Ok(end)
+}
+
+impl Run<'_> {
+    async fn attempts(&mut self) -> Result<Ended> {
+        let mut retry = Retry::new(&self.courier.settings);
+        let monitor = Arc::clone(&self.courier.monitor);
+        loop {
+            let failure = match self.attempt().await {
+                Ok(ended) => return Ok(ended),
+                Err(failure) if !self.started => return Err(failure),
+                Err(failure) => failure,
+            };
+            monitor.set_error(Some(&failure));
+            let durable = monitor.deliveries.load(Ordering::Relaxed)
+                + monitor
+                    .tables()
+                    .iter()
+                    .map(|table| table.chunks_done)
+                    .sum::<u64>();
+            let wait = retry.after(failure, durable)?;
+            monitor.set_phase(Phase::Retrying);
+            monitor.retries.fetch_add(1, Ordering::Relaxed);
+            metrics::counter!("pgferry_retries_total").increment(1);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.cancelled() => return Ok(Ended::Stopped),
+            }
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Ended> {
+        let tables = self.source.tables().await?;
+        if !self.started {
+            self.courier.monitor.set_tables(&tables);
+        }
+        let progress = self.courier.target.open(self.task).await?;
+        self.show_states(&tables, &progress);
+        self.source.verify_start(&progress).await?;
+        if progress.source.is_none() {
+            self.courier
+                .target
+                .identify(&self.source.identity().await?)
+                .await?;
+        }
+        let stream = self.courier.settings.sync_mode != SyncMode::Snapshot;
+        if self.goal.is_none() && stream && self.courier.settings.until_caught_up {
+            self.goal = Some(self.source.current_position().await?);
+        }
+        self.prepare(&tables, &progress).await?;
+        if self.stop.is_cancelled() {
+            return Ok(Ended::Stopped);
+        }
+        self.started = true;
+        self.courier.monitor.set_error(None);
+        let copied = match self.courier.settings.sync_mode {
+            SyncMode::CdcOnly => self.start_without_copy(&tables, &progress).await?,
+            SyncMode::Snapshot | SyncMode::SnapshotCdc => {
+                copy_tables(
+                    &self.courier,
+                    self.source.as_ref(),
+                    &tables,
+                    &progress,
+                    &self.stop,
+                )
+                .await?
+            }
+        };
+        self.set_aside.extend(copied.set_aside);
+        if copied.stopped {
+            return Ok(Ended::Stopped);
+        }
+        if !stream {
+            return Ok(Ended::SnapshotDone);
+        }
+        if copied.cut.is_some() && self.goal.is_some() {
+            self.goal = Some(self.source.current_position().await?);
+        }
+        self.follow(&tables).await
+    }
+
+    fn show_states(&self, tables: &[Arc<Table>], progress: &Progress) {
+        for table in tables {
+            if let Some(known) = progress.table(&table.name) {
+                self.courier
+                    .monitor
+                    .set_state(table.id.index(), known.state.clone());
+            }
+        }
+    }
+
+    /// Creates or takes over the target's tables; one that cannot be carried is set aside.
+    async fn prepare(&mut self, tables: &[Arc<Table>], progress: &Progress) -> Result<()> {
+        let settings = self.courier.settings.clone();
+        for table in tables {
+            if progress
+                .table(&table.name)
+                .is_some_and(|known| matches!(known.state, TableState::Broken { .. }))
+            {
+                continue;
+            }
+            let plan = TablePlan {
+                table: Arc::clone(table),
+                if_exists: settings.if_target_exists_for(&table.name),
+                deletes: settings.deletes,
+            };
+            match self.courier.target.prepare(&plan).await {
+                Ok(()) => {}
+                Err(failure)
+                    if failure.class() == Class::TableBroken && !settings.stop_on_table_error =>
+                {
+                    self.courier.set_aside(table, &failure).await?;
+                    self.set_aside.push((Arc::clone(table), failure));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes only: tables that are new to the task follow the stream from where it stands.
+    async fn start_without_copy(
+        &self,
+        tables: &[Arc<Table>],
+        progress: &Progress,
+    ) -> Result<Copied> {
+        let target = &self.courier.target;
+        let position = match progress.position {
+            Some(position) => position,
+            None => {
+                let position = self.source.prepare_stream().await?;
+                let nothing = Delivery {
+                    after: Position::ZERO,
+                    through: position,
+                    tables: Vec::new(),
+                    transactions: Vec::new(),
+                    slice: Slice::Whole,
+                };
+                match target.apply(Arc::new(nothing)).await? {
+                    Receipt::Durable(_) | Receipt::Accepted => position,
+                }
+            }
+        };
+        for table in tables.iter().filter(|table| !table.key.is_empty()) {
+            if progress
+                .table(&table.name)
+                .is_none_or(|known| known.cut.is_none())
+            {
+                target.set_state(table, TableState::CatchingUp).await?;
+            }
+        }
+        tracing::debug!(%position, "changes only");
+        Ok(Copied {
+            cut: None,
+            set_aside: Vec::new(),
+            stopped: false,
+        })
+    }
+
+    async fn follow(&mut self, tables: &[Arc<Table>]) -> Result<Ended> {
+        let progress = self.courier.target.open(self.task).await?;
+        let after = progress.position.unwrap_or(Position::ZERO);
+        let gates = tables
+            .iter()
+            .map(|table| (Arc::clone(table), gate(table, &progress, after)))
+            .collect();
+        let stream = self.source.changes(StreamStart { after }).await?;
+        let following = Follow {
+            courier: &self.courier,
+            stream,
+            gates,
+            after,
+            goal: self.goal,
+            stop: &self.stop,
+            set_aside: &mut self.set_aside,
+        };
+        follow(following).await
+    }
+
+    async fn told(&mut self, ended: Ended) -> Result<RunEnd> {
+        let progress = self.courier.target.open(self.task).await?;
+        let mut set_aside = Vec::new();
+        for known in &progress.tables {
+            if let TableState::Broken { code, problem } = &known.state {
+                let error = self
+                    .set_aside
+                    .iter()
+                    .position(|(table, _)| table.name == known.name);
+                set_aside.push(SetAside {
+                    table: known.name.clone(),
+                    code: code.clone(),
+                    problem: problem.clone(),
+                    error: error.map(|at| self.set_aside.swap_remove(at).1),
+                });
+            }
+        }
+        Ok(RunEnd {
+            ended,
+            position: progress.position,
+            set_aside,
+        })
+    }
+}
+
+/// Which changes a table takes: those after its cut, or none.
+fn gate(table: &Table, progress: &Progress, after: Position) -> Gate {
+    match progress.table(&table.name) {
+        Some(known) if known.state.takes_changes() && !table.key.is_empty() => {
+            Gate::After(known.cut.unwrap_or(after).max(after))
+        }
+        _ => Gate::Closed,
+    }
 }

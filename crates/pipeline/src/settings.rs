@@ -1,6 +1,9 @@
 //! What a user can set about a run, validated: no `Option` that the engine must interpret.
 
+use std::collections::HashMap;
 use std::time::Duration;
+
+use pgferry_model::TableName;
 
 use crate::DeletePolicy;
 
@@ -48,8 +51,12 @@ pub struct Settings {
     pub deletes: DeletePolicy,
     /// What to do where the target has a table of that name already.
     pub if_target_exists: IfTargetExists,
+    /// The same for single tables, by their name in the source.
+    pub if_target_exists_by_table: HashMap<TableName, IfTargetExists>,
     /// End as soon as the source's position at the start (or at the snapshot's end, if later) is durable.
     pub until_caught_up: bool,
+    /// Stop the whole task when a table breaks, instead of setting the table aside.
+    pub stop_on_table_error: bool,
     /// The longest wait between retries.
     pub retry_wait_max: Duration,
     /// How long a transient error may repeat without any progress before the task gives up.
@@ -69,10 +76,22 @@ impl Default for Settings {
             buffer_bytes_max: 64 << 20,
             deletes: DeletePolicy::Carry,
             if_target_exists: IfTargetExists::Error,
+            if_target_exists_by_table: HashMap::new(),
             until_caught_up: false,
+            stop_on_table_error: false,
             retry_wait_max: Duration::from_secs(30),
             retry_budget: Duration::from_secs(15 * 60),
             stop_within: Duration::from_secs(30),
         }
+    }
+}
+
+impl Settings {
+    /// What to do where the target has this table already.
+    pub fn if_target_exists_for(&self, table: &TableName) -> IfTargetExists {
+        self.if_target_exists_by_table
+            .get(table)
+            .copied()
+            .unwrap_or(self.if_target_exists)
     }
 }
