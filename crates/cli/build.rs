@@ -7,7 +7,9 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-link-arg-bins=-Wl,-rpath,$ORIGIN");
     // The real folder, not the link in this repository: the binary outlives the clone that built it.
-    if let Some(folder) = std::env::var_os("DUCKDB_LIB_DIR").and_then(|folder| std::fs::canonicalize(folder).ok()) {
+    if let Some(folder) =
+        std::env::var_os("DUCKDB_LIB_DIR").and_then(|folder| std::fs::canonicalize(folder).ok())
+    {
         println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{}", folder.display());
         println!("cargo::rerun-if-changed={}", folder.join("libduckdb.so").display());
     }

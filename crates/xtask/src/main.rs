@@ -2,11 +2,7 @@
 //!
 //! Each subcommand is one module. Nothing here is shipped to users.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a tool for developers: it prints"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
 mod tidy;
 

@@ -68,10 +68,7 @@ fn engine(file: &File, rust: &Rust, findings: &mut Vec<Finding>) {
             findings.push(Finding::new(&file.path, index + 1, "absence", what, instead));
         };
         if let Some(keyword) = SQL.iter().find(|keyword| has_word(strings, keyword)) {
-            found(
-                format!("the engine holds SQL (`{keyword}`)"),
-                "a method of the Source or Target contract",
-            );
+            found(format!("the engine holds SQL (`{keyword}`)"), "a method of the Source or Target contract");
         }
         let line = format!("{code}\n{strings}").to_lowercase();
         if let Some(database) = DATABASES.iter().find(|database| line.contains(**database)) {
@@ -95,20 +92,14 @@ fn no_input_output(file: &File, rust: &Rust, findings: &mut Vec<Finding>) {
         ));
     };
     for (line, path) in &rust.imports {
-        if let Some(name) = INPUT_OUTPUT
-            .iter()
-            .find(|name| path == *name || path.starts_with(&format!("{name}::")))
+        if let Some(name) =
+            INPUT_OUTPUT.iter().find(|name| path == *name || path.starts_with(&format!("{name}::")))
         {
             found(*line, name);
         }
     }
     let imported: Vec<usize> = rust.imports.iter().map(|(line, _)| *line).collect();
-    for (index, line) in rust
-        .code
-        .lines()
-        .enumerate()
-        .filter(|(index, _)| !imported.contains(&(index + 1)))
-    {
+    for (index, line) in rust.code.lines().enumerate().filter(|(index, _)| !imported.contains(&(index + 1))) {
         if let Some(name) = INPUT_OUTPUT.iter().find(|name| has_word(line, name)) {
             found(index + 1, name);
         }
@@ -131,23 +122,13 @@ fn calls(
     findings: &mut Vec<Finding>,
 ) {
     for name in names {
-        let call = if then == "(" {
-            format!(".{name}(")
-        } else {
-            format!("{name}{then}")
-        };
+        let call = if then == "(" { format!(".{name}(") } else { format!("{name}{then}") };
         for (at, _) in rust.code.match_indices(&call) {
             let before = rust.code[..at].chars().next_back();
             let longer_name = then == "!" && before.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
             let line = line_of(&rust.code, at);
             if !longer_name && !rust.in_test(line) {
-                findings.push(Finding::new(
-                    &file.path,
-                    line,
-                    "absence",
-                    format!("`{call}` {what}"),
-                    instead,
-                ));
+                findings.push(Finding::new(&file.path, line, "absence", format!("`{call}` {what}"), instead));
             }
         }
     }
@@ -158,10 +139,7 @@ mod tests {
     use super::*;
 
     fn whats(path: &str, text: &str) -> Vec<String> {
-        check(&Tree::fixture(&[(path, text)]))
-            .into_iter()
-            .map(|finding| finding.what)
-            .collect()
+        check(&Tree::fixture(&[(path, text)])).into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
@@ -169,36 +147,19 @@ mod tests {
         let path = "crates/pipeline/src/run.rs";
         let clean = "//! Unlike Kafka, SELECT …\nfn update_from() { log(\"update from here\"); } // DuckDB\n";
         assert_eq!(whats(path, clean), [] as [String; 0]);
-        assert_eq!(
-            whats(path, "fn a() { query(\"SELECT 1\"); }"),
-            ["the engine holds SQL (`SELECT`)"]
-        );
-        assert_eq!(
-            whats(path, "fn is_duckdb() {}"),
-            ["the engine names a database (`duckdb`)"]
-        );
-        assert_eq!(
-            whats(path, "fn a() { b(\"to Kafka\"); }"),
-            ["the engine names a database (`kafka`)"]
-        );
-        assert_eq!(
-            whats("crates/task/src/registry.rs", "fn duckdb() {}"),
-            [] as [String; 0]
-        );
+        assert_eq!(whats(path, "fn a() { query(\"SELECT 1\"); }"), ["the engine holds SQL (`SELECT`)"]);
+        assert_eq!(whats(path, "fn is_duckdb() {}"), ["the engine names a database (`duckdb`)"]);
+        assert_eq!(whats(path, "fn a() { b(\"to Kafka\"); }"), ["the engine names a database (`kafka`)"]);
+        assert_eq!(whats("crates/task/src/registry.rs", "fn duckdb() {}"), [] as [String; 0]);
     }
 
     #[test]
     fn the_model_does_no_input_output() {
         let path = "crates/model/src/table.rs";
-        assert_eq!(
-            whats(path, "//! tokio\nuse std::fmt;\nuse std::io;\n"),
-            [] as [String; 0]
-        );
-        for text in [
-            "use std::{fmt, fs::File};",
-            "fn a() { std::net::TcpStream::connect(b); }",
-            "use tokio::spawn;",
-        ] {
+        assert_eq!(whats(path, "//! tokio\nuse std::fmt;\nuse std::io;\n"), [] as [String; 0]);
+        for text in
+            ["use std::{fmt, fs::File};", "fn a() { std::net::TcpStream::connect(b); }", "use tokio::spawn;"]
+        {
             assert_eq!(whats(path, text).len(), 1, "{text}");
         }
     }
@@ -215,20 +176,14 @@ mod tests {
         ] {
             assert_eq!(whats(path, text), [] as [String; 0], "{path}");
         }
-        assert_eq!(
-            whats("crates/task/src/run.rs", "// println!(\"x\")\n"),
-            [] as [String; 0]
-        );
+        assert_eq!(whats("crates/task/src/run.rs", "// println!(\"x\")\n"), [] as [String; 0]);
     }
 
     #[test]
     fn product_code_does_not_unwrap() {
         let text =
             "fn a() { b.unwrap(); c\n  .expect(\"d\"); e.unwrap_or(f); }\n#[test]\nfn g() { b.unwrap(); }\n";
-        assert_eq!(
-            whats("crates/cli/src/a.rs", text),
-            ["`.unwrap(` may panic", "`.expect(` may panic"]
-        );
+        assert_eq!(whats("crates/cli/src/a.rs", text), ["`.unwrap(` may panic", "`.expect(` may panic"]);
         assert_eq!(whats("crates/testkit/src/a.rs", text), [] as [String; 0]);
     }
 }

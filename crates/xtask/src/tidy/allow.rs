@@ -52,13 +52,7 @@ impl AllowList {
         for exception in &list.allow {
             if exception.reason.trim().is_empty() || (exception.path.is_none() && exception.near.is_empty()) {
                 let what = format!("the exception for `{}` has no reason or no place", exception.word);
-                findings.push(Finding::new(
-                    PATH,
-                    1,
-                    "allow",
-                    what,
-                    "give a reason, and a path or near",
-                ));
+                findings.push(Finding::new(PATH, 1, "allow", what, "give a reason, and a path or near"));
             }
         }
         list
@@ -69,15 +63,9 @@ impl AllowList {
         let line = line.to_lowercase();
         self.allow.iter().any(|exception| {
             (exception.word == word || exception.word == "*")
-                && exception
-                    .path
-                    .as_ref()
-                    .is_none_or(|prefix| path.starts_with(prefix.as_str()))
+                && exception.path.as_ref().is_none_or(|prefix| path.starts_with(prefix.as_str()))
                 && (exception.near.is_empty()
-                    || exception
-                        .near
-                        .iter()
-                        .any(|near| line.contains(&near.to_lowercase())))
+                    || exception.near.iter().any(|near| line.contains(&near.to_lowercase())))
         })
     }
 }

@@ -22,10 +22,8 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
     let mut declared: Vec<Declared<'_>> = tree.files.iter().flat_map(declarations).collect();
     declared.sort_by_key(|d| (d.code, d.path, d.line));
     for pair in declared.windows(2).filter(|pair| pair[0].code == pair[1].code) {
-        let what = format!(
-            "code `{}` is declared twice, first in {}:{}",
-            pair[1].code, pair[0].path, pair[0].line
-        );
+        let what =
+            format!("code `{}` is declared twice, first in {}:{}", pair[1].code, pair[0].path, pair[0].line);
         findings.push(Finding::new(
             pair[1].path,
             pair[1].line,
@@ -47,11 +45,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
             ));
         } else if tree.file(&page(code)).is_none() {
             let what = format!("code `{code}` has no page");
-            let cure = format!(
-                "write {} with the headings {}",
-                page(code),
-                HEADINGS.join(" and ")
-            );
+            let cure = format!("write {} with the headings {}", page(code), HEADINGS.join(" and "));
             findings.push(Finding::new(path, *line, "error-page", what, cure));
         }
     }
@@ -62,11 +56,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
 }
 
 fn page_findings(file: &File, declared: &[Declared<'_>], findings: &mut Vec<Finding>) {
-    let Some(code) = file
-        .path
-        .strip_prefix(FOLDER)
-        .and_then(|name| name.strip_suffix(".md"))
-    else {
+    let Some(code) = file.path.strip_prefix(FOLDER).and_then(|name| name.strip_suffix(".md")) else {
         return;
     };
     if matches!(code, "README" | "index") {
@@ -84,13 +74,7 @@ fn page_findings(file: &File, declared: &[Declared<'_>], findings: &mut Vec<Find
     }
     for heading in HEADINGS.iter().filter(|heading| !has_heading(file, heading)) {
         let what = format!("no heading `{heading}`");
-        findings.push(Finding::new(
-            &file.path,
-            1,
-            "error-page",
-            what,
-            format!("add `## {heading}`"),
-        ));
+        findings.push(Finding::new(&file.path, 1, "error-page", what, format!("add `## {heading}`")));
     }
 }
 
@@ -110,26 +94,18 @@ fn declarations(file: &File) -> Vec<Declared<'_>> {
             let open = start + rust.code[start..].find(|c: char| !c.is_whitespace())?;
             let code = text[open..].strip_prefix('"')?.split('"').next()?;
             let line = line_of(text, at);
-            (!rust.in_test(line)).then_some(Declared {
-                code,
-                path: &file.path,
-                line,
-            })
+            (!rust.in_test(line)).then_some(Declared { code, path: &file.path, line })
         })
         .collect()
 }
 
 fn well_formed(code: &str) -> bool {
     let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    code.contains('.')
-        && code
-            .split('.')
-            .all(|word| !word.is_empty() && word.bytes().all(letter))
+    code.contains('.') && code.split('.').all(|word| !word.is_empty() && word.bytes().all(letter))
 }
 
 fn has_heading(file: &File, heading: &str) -> bool {
-    file.lines()
-        .any(|(_, line)| line.starts_with('#') && line.trim_start_matches('#').trim() == heading)
+    file.lines().any(|(_, line)| line.starts_with('#') && line.trim_start_matches('#').trim() == heading)
 }
 
 #[cfg(test)]
@@ -141,10 +117,7 @@ mod tests {
     const PAGE: &str = "# slot.lost\n\n## Cause\n\nx\n\n## Cure\n\nx\n";
 
     fn whats(files: &[(&str, &str)]) -> Vec<String> {
-        check(&Tree::fixture(files))
-            .into_iter()
-            .map(|finding| finding.what)
-            .collect()
+        check(&Tree::fixture(files)).into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
@@ -162,10 +135,7 @@ mod tests {
     #[test]
     fn finds_missing_and_orphaned_pages() {
         let found = whats(&[("crates/a/src/e.rs", SOURCE), ("docs/errors/slot.gone.md", PAGE)]);
-        assert_eq!(
-            found,
-            ["code `slot.lost` has no page", "no code `slot.gone` is declared"]
-        );
+        assert_eq!(found, ["code `slot.lost` has no page", "no code `slot.gone` is declared"]);
     }
 
     #[test]

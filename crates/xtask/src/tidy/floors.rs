@@ -17,14 +17,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pgferry-pipeline", &["pgferry-model"]),
     ("pgferry-postgres", &["pgferry-model"]),
     ("pgferry-columnar", &["pgferry-model"]),
-    (
-        "pgferry-source-postgres",
-        &["pgferry-model", "pgferry-pipeline", "pgferry-postgres"],
-    ),
-    (
-        "pgferry-target-duckdb",
-        &["pgferry-model", "pgferry-pipeline", "pgferry-columnar"],
-    ),
+    ("pgferry-source-postgres", &["pgferry-model", "pgferry-pipeline", "pgferry-postgres"]),
+    ("pgferry-target-duckdb", &["pgferry-model", "pgferry-pipeline", "pgferry-columnar"]),
     (
         "pgferry-task",
         &[
@@ -36,10 +30,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "pgferry-target-duckdb",
         ],
     ),
-    (
-        "pgferry-cli",
-        &["pgferry-task", "pgferry-pipeline", "pgferry-model"],
-    ),
+    ("pgferry-cli", &["pgferry-task", "pgferry-pipeline", "pgferry-model"]),
     (
         TESTKIT,
         &[
@@ -52,16 +43,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "pgferry-task",
         ],
     ),
-    (
-        "xtask",
-        &[
-            "pgferry-model",
-            "pgferry-pipeline",
-            "pgferry-postgres",
-            "pgferry-task",
-            TESTKIT,
-        ],
-    ),
+    ("xtask", &["pgferry-model", "pgferry-pipeline", "pgferry-postgres", "pgferry-task", TESTKIT]),
 ];
 
 const TESTKIT: &str = "pgferry-testkit";
@@ -76,10 +58,7 @@ pub(crate) fn metadata(root: &Path) -> anyhow::Result<Value> {
         .output()
         .context("cargo could not be started")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
@@ -87,16 +66,11 @@ pub(crate) fn metadata(root: &Path) -> anyhow::Result<Value> {
 pub(crate) fn check(tree: &Tree, metadata: &Value) -> Vec<Finding> {
     let root = text(metadata, "workspace_root");
     let mut findings = Vec::new();
-    let members: Vec<&str> = list(metadata, "packages")
-        .map(|package| text(package, "name"))
-        .collect();
+    let members: Vec<&str> = list(metadata, "packages").map(|package| text(package, "name")).collect();
     for package in list(metadata, "packages") {
         let name = text(package, "name");
         let manifest = text(package, "manifest_path");
-        let manifest = manifest
-            .strip_prefix(root)
-            .unwrap_or(manifest)
-            .trim_start_matches('/');
+        let manifest = manifest.strip_prefix(root).unwrap_or(manifest).trim_start_matches('/');
         let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
             let cure = "give it a floor in crates/xtask/src/tidy/floors.rs, with a decision record";
             findings.push(Finding::new(
@@ -128,11 +102,7 @@ pub(crate) fn check(tree: &Tree, metadata: &Value) -> Vec<Finding> {
 }
 
 fn cure(allowed: &[&str]) -> String {
-    let allowed = if allowed.is_empty() {
-        "nothing".to_owned()
-    } else {
-        allowed.join(", ")
-    };
+    let allowed = if allowed.is_empty() { "nothing".to_owned() } else { allowed.join(", ") };
     format!(
         "depend downwards only (allowed: {allowed}); move the shared type down, or pass it in as a parameter"
     )
@@ -140,8 +110,7 @@ fn cure(allowed: &[&str]) -> String {
 
 fn line_naming(tree: &Tree, manifest: &str, dependency: &str) -> usize {
     let names = |line: &str| {
-        line.strip_prefix(dependency)
-            .is_some_and(|rest| rest.starts_with(['.', ' ', '=']))
+        line.strip_prefix(dependency).is_some_and(|rest| rest.starts_with(['.', ' ', '=']))
             || (line.starts_with('[') && line.trim_end_matches(']').ends_with(&format!(".{dependency}")))
     };
     tree.file(manifest)
@@ -191,26 +160,17 @@ mod tests {
     fn names_a_forbidden_edge_and_its_line() {
         let manifest = "[dependencies]\npgferry-model.workspace = true\npgferry-postgres.workspace = true\n";
         let tree = Tree::fixture(&[("crates/pgferry-pipeline/Cargo.toml", manifest)]);
-        let findings = check(
-            &tree,
-            &workspace(&[("pgferry-pipeline", "pgferry-postgres", None)]),
-        );
+        let findings = check(&tree, &workspace(&[("pgferry-pipeline", "pgferry-postgres", None)]));
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].line, 3);
-        assert!(
-            findings[0].what.contains("pgferry-pipeline -> pgferry-postgres"),
-            "{}",
-            findings[0]
-        );
+        assert!(findings[0].what.contains("pgferry-pipeline -> pgferry-postgres"), "{}", findings[0]);
     }
 
     #[test]
     fn refuses_the_test_kit_below_and_outside_tests() {
-        for (from, kind) in [
-            ("pgferry-model", Some("dev")),
-            ("pgferry-task", None),
-            ("pgferry-task", Some("build")),
-        ] {
+        for (from, kind) in
+            [("pgferry-model", Some("dev")), ("pgferry-task", None), ("pgferry-task", Some("build"))]
+        {
             assert_eq!(
                 check(&Tree::fixture(&[]), &workspace(&[(from, TESTKIT, kind)])).len(),
                 1,
@@ -221,10 +181,7 @@ mod tests {
 
     #[test]
     fn refuses_a_crate_without_a_floor() {
-        let findings = check(
-            &Tree::fixture(&[]),
-            &workspace(&[("pgferry-new", "pgferry-model", None)]),
-        );
+        let findings = check(&Tree::fixture(&[]), &workspace(&[("pgferry-new", "pgferry-model", None)]));
         assert!(findings[0].what.contains("pgferry-new"));
     }
 }

@@ -40,23 +40,13 @@ impl Finding {
         what: impl Into<String>,
         instead: impl Into<String>,
     ) -> Self {
-        Finding {
-            path: path.to_owned(),
-            line,
-            rule,
-            what: what.into(),
-            instead: instead.into(),
-        }
+        Finding { path: path.to_owned(), line, rule, what: what.into(), instead: instead.into() }
     }
 }
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}:{}: {}: {}; instead: {}",
-            self.path, self.line, self.rule, self.what, self.instead
-        )
+        write!(f, "{}:{}: {}: {}; instead: {}", self.path, self.line, self.rule, self.what, self.instead)
     }
 }
 
@@ -84,9 +74,5 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<ExitCode> {
         tree.files.len(),
         started.elapsed().as_secs_f32()
     );
-    Ok(if findings.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -29,22 +29,11 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
             continue;
         }
         // Between the backticks: every second piece.
-        for name in line
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .filter(|name| looks_like_path(name))
-        {
+        for name in line.split('`').skip(1).step_by(2).filter(|name| looks_like_path(name)) {
             for path in expand(name) {
                 if !exists(tree, &path) {
                     let what = format!("`{path}` does not exist");
-                    findings.push(Finding::new(
-                        MAP,
-                        number,
-                        "path",
-                        what,
-                        "name the file that is there now",
-                    ));
+                    findings.push(Finding::new(MAP, number, "path", what, "name the file that is there now"));
                 }
             }
         }
@@ -53,9 +42,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
 }
 
 fn looks_like_path(name: &str) -> bool {
-    let ignored = ["/", "target/", ".native/", "~", "-"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix));
+    let ignored = ["/", "target/", ".native/", "~", "-"].iter().any(|prefix| name.starts_with(prefix));
     name.contains('/')
         && !ignored
         && !name.contains("://")
@@ -70,23 +57,16 @@ fn expand(name: &str) -> Vec<String> {
     let Some((choices, after)) = rest.split_once('}') else {
         return vec![name.to_owned()];
     };
-    choices
-        .split(',')
-        .flat_map(|choice| expand(&format!("{before}{choice}{after}")))
-        .collect()
+    choices.split(',').flat_map(|choice| expand(&format!("{before}{choice}{after}"))).collect()
 }
 
 fn exists(tree: &Tree, name: &str) -> bool {
     let name = name.split('#').next().unwrap_or_default().trim_end_matches('/');
-    let in_crate = name
-        .split_once('/')
-        .map(|(first, rest)| format!("crates/{first}/src/{rest}"));
+    let in_crate = name.split_once('/').map(|(first, rest)| format!("crates/{first}/src/{rest}"));
     let places = [Some(name.to_owned()), Some(format!("crates/{name}")), in_crate];
     places.iter().flatten().any(|place| {
         let folder = format!("{place}/");
-        tree.files
-            .iter()
-            .any(|file| matches(&file.path, place) || file.path.starts_with(&folder))
+        tree.files.iter().any(|file| matches(&file.path, place) || file.path.starts_with(&folder))
     })
 }
 
@@ -101,11 +81,7 @@ fn matches(path: &str, pattern: &str) -> bool {
     let (path, pattern): (Vec<&str>, Vec<&str>) = (path.split('/').collect(), pattern.split('/').collect());
     let deep_enough = path.len() == pattern.len()
         || (path.len() > pattern.len() && pattern.iter().any(|p| p.contains('*')));
-    deep_enough
-        && path
-            .iter()
-            .zip(&pattern)
-            .all(|(part, pattern)| fits(part, pattern))
+    deep_enough && path.iter().zip(&pattern).all(|(part, pattern)| fits(part, pattern))
 }
 
 #[cfg(test)]
@@ -136,14 +112,7 @@ mod tests {
 
     #[test]
     fn passes_what_is_no_path() {
-        for name in [
-            "Makefile2",
-            "a / b",
-            "/metrics",
-            "http://x/y",
-            "crates/<name>/src",
-            "target/debug",
-        ] {
+        for name in ["Makefile2", "a / b", "/metrics", "http://x/y", "crates/<name>/src", "target/debug"] {
             assert_eq!(findings(&format!("See `{name}`.")), [], "{name}");
         }
         assert_eq!(findings("```text\n`crates/gone`\n```"), []);
@@ -151,12 +120,8 @@ mod tests {
 
     #[test]
     fn finds_what_is_gone() {
-        for name in [
-            "crates/gone",
-            "model/gone.rs",
-            "docs/errors/*.txt",
-            "crates/model/src/{table,gone}.rs",
-        ] {
+        for name in ["crates/gone", "model/gone.rs", "docs/errors/*.txt", "crates/model/src/{table,gone}.rs"]
+        {
             let found = findings(&format!("x\nSee `{name}`."));
             assert_eq!(found.len(), 1, "{name}");
             assert_eq!(found[0].line, 2);

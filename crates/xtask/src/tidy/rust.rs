@@ -52,9 +52,7 @@ impl Rust {
 
     /// Whether the line is compiled for tests only.
     pub(crate) fn in_test(&self, line: usize) -> bool {
-        self.test_lines
-            .iter()
-            .any(|&(first, last)| (first..=last).contains(&line))
+        self.test_lines.iter().any(|&(first, last)| (first..=last).contains(&line))
     }
 
     fn note_test(&mut self, attributes: &[syn::Attribute], first: Span, last: Span) {
@@ -79,21 +77,15 @@ impl Rust {
     }
 
     fn note_imports(&mut self, prefix: &str, tree: &syn::UseTree) {
-        let mut leaf = |name: &syn::Ident| {
-            self.imports
-                .push((name.span().start().line, format!("{prefix}{name}")))
-        };
+        let mut leaf =
+            |name: &syn::Ident| self.imports.push((name.span().start().line, format!("{prefix}{name}")));
         match tree {
             syn::UseTree::Path(path) => self.note_imports(&format!("{prefix}{}::", path.ident), &path.tree),
-            syn::UseTree::Group(group) => group
-                .items
-                .iter()
-                .for_each(|item| self.note_imports(prefix, item)),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|item| self.note_imports(prefix, item)),
             syn::UseTree::Name(name) => leaf(&name.ident),
             syn::UseTree::Rename(rename) => leaf(&rename.ident),
             syn::UseTree::Glob(glob) => {
-                self.imports
-                    .push((glob.star_token.spans[0].start().line, format!("{prefix}*")));
+                self.imports.push((glob.star_token.spans[0].start().line, format!("{prefix}*")));
             }
         }
     }
@@ -144,19 +136,13 @@ fn marks_test(attribute: &syn::Attribute) -> bool {
         let condition: String = list.tokens.to_string().split_whitespace().collect();
         return !condition.contains("not(test") && has_word(&condition, "test");
     }
-    attribute
-        .path()
-        .segments
-        .last()
-        .is_some_and(|segment| segment.ident == "test")
+    attribute.path().segments.last().is_some_and(|segment| segment.ident == "test")
 }
 
 /// Files that cargo, or a `#[cfg(test)] mod tests;`, compiles for tests only.
 fn is_test_path(path: &str) -> bool {
     path.ends_with("/tests.rs")
-        || path
-            .split('/')
-            .any(|part| matches!(part, "tests" | "benches" | "fuzz_targets"))
+        || path.split('/').any(|part| matches!(part, "tests" | "benches" | "fuzz_targets"))
 }
 
 /// Whether `word` stands in `text` with no letter, digit or `_` next to it.
@@ -183,11 +169,7 @@ enum Kind {
 
 fn only(text: &str, kinds: &[Kind], wanted: Kind) -> String {
     let keep = |(byte, kind): (u8, &Kind)| {
-        if byte == b'\n' || *kind == wanted {
-            byte
-        } else {
-            b' '
-        }
+        if byte == b'\n' || *kind == wanted { byte } else { b' ' }
     };
     // Kinds change at ASCII bytes only, so no character is cut in two.
     String::from_utf8_lossy(&text.bytes().zip(kinds).map(keep).collect::<Vec<u8>>()).into_owned()
@@ -201,20 +183,14 @@ fn kinds(text: &[u8]) -> Vec<Kind> {
         let rest = &text[at..];
         let after_word = at > 0 && (text[at - 1].is_ascii_alphanumeric() || text[at - 1] == b'_');
         let (skip, kind, length) = if rest.starts_with(b"//") {
-            (
-                0,
-                Kind::Comment,
-                rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len()),
-            )
+            (0, Kind::Comment, rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len()))
         } else if rest.starts_with(b"/*") {
             (0, Kind::Comment, block_comment(rest))
         } else if let Some(hashes) = raw_string(rest).filter(|_| !after_word) {
             let start = rest.iter().position(|&b| b == b'"').unwrap_or(0) + 1;
             let end = [b"\"".as_slice(), &vec![b'#'; hashes]].concat();
-            let length = rest[start..]
-                .windows(end.len())
-                .position(|w| w == end)
-                .unwrap_or(rest.len() - start);
+            let length =
+                rest[start..].windows(end.len()).position(|w| w == end).unwrap_or(rest.len() - start);
             (start, Kind::Str, length)
         } else if rest[0] == b'"' {
             (1, Kind::Str, quoted(&rest[1..], b'"'))
@@ -246,11 +222,8 @@ fn block_comment(text: &[u8]) -> usize {
 
 /// The number of `#` if a raw string starts here: `r"`, `r#"`, `br"`, `cr#"`.
 fn raw_string(text: &[u8]) -> Option<usize> {
-    let text = text
-        .strip_prefix(b"b")
-        .or_else(|| text.strip_prefix(b"c"))
-        .unwrap_or(text)
-        .strip_prefix(b"r")?;
+    let text =
+        text.strip_prefix(b"b").or_else(|| text.strip_prefix(b"c")).unwrap_or(text).strip_prefix(b"r")?;
     let hashes = text.iter().take_while(|&&b| b == b'#').count();
     (text.get(hashes) == Some(&b'"')).then_some(hashes)
 }
@@ -271,11 +244,7 @@ fn character(text: &[u8]) -> usize {
     }
     // One character of up to four bytes, then the closing quote.
     let width = text.get(1).map_or(1, |b| b.leading_ones().max(1) as usize);
-    if text.get(1 + width) == Some(&b'\'') {
-        width + 2
-    } else {
-        1
-    }
+    if text.get(1 + width) == Some(&b'\'') { width + 2 } else { 1 }
 }
 
 #[cfg(test)]
@@ -289,11 +258,7 @@ mod tests {
         assert!(has_word(&rust.strings, "b") && has_word(&rust.strings, "c"));
         assert!(rust.strings.contains("x\"y"));
         assert!(!has_word(&rust.code, "d") && !has_word(&rust.code, "h"));
-        assert!(
-            has_word(&rust.code, "l"),
-            "the quote in a character literal opens no string: {}",
-            rust.code
-        );
+        assert!(has_word(&rust.code, "l"), "the quote in a character literal opens no string: {}", rust.code);
         assert_eq!(rust.code.len(), text.len());
     }
 
@@ -308,9 +273,6 @@ mod tests {
     #[test]
     fn flattens_imports() {
         let rust = Rust::read("x.rs", "use std::{\n    fmt,\n    net::*,\n};\n");
-        assert_eq!(
-            rust.imports,
-            [(2, "std::fmt".to_owned()), (3, "std::net::*".to_owned())]
-        );
+        assert_eq!(rust.imports, [(2, "std::fmt".to_owned()), (3, "std::net::*".to_owned())]);
     }
 }

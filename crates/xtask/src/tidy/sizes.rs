@@ -37,11 +37,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
             ));
         }
         if let Some(rust) = &file.rust {
-            findings.extend(
-                rust.functions
-                    .iter()
-                    .filter_map(|function| too_long(file, function)),
-            );
+            findings.extend(rust.functions.iter().filter_map(|function| too_long(file, function)));
         }
     }
     findings
@@ -52,10 +48,7 @@ fn too_long(file: &File, function: &Function) -> Option<Finding> {
     if lines <= FUNCTION_LINES || waived(file, function.first_line) {
         return None;
     }
-    let what = format!(
-        "fn {} has {lines} lines, more than {FUNCTION_LINES}",
-        function.name
-    );
+    let what = format!("fn {} has {lines} lines, more than {FUNCTION_LINES}", function.name);
     Some(Finding::new(
         &file.path,
         function.first_line,
@@ -67,18 +60,9 @@ fn too_long(file: &File, function: &Function) -> Option<Finding> {
 
 /// Whether the comments and attributes right above the function hold a waiver with a reason.
 fn waived(file: &File, first_line: usize) -> bool {
-    let lines: Vec<&str> = file
-        .lines()
-        .take(first_line - 1)
-        .map(|(_, line)| line.trim())
-        .collect();
-    let above = lines
-        .iter()
-        .rev()
-        .take_while(|line| line.starts_with("//") || line.starts_with("#["));
-    above
-        .filter_map(|line| line.strip_prefix(WAIVER))
-        .any(|reason| !reason.trim().is_empty())
+    let lines: Vec<&str> = file.lines().take(first_line - 1).map(|(_, line)| line.trim()).collect();
+    let above = lines.iter().rev().take_while(|line| line.starts_with("//") || line.starts_with("#["));
+    above.filter_map(|line| line.strip_prefix(WAIVER)).any(|reason| !reason.trim().is_empty())
 }
 
 #[cfg(test)]
@@ -101,25 +85,16 @@ mod tests {
         assert_eq!(findings(&function("", 68)), []);
         let found = findings(&function("", 69));
         assert_eq!(found.len(), 1);
-        assert_eq!(
-            (found[0].line, found[0].what.as_str()),
-            (5, "fn f has 71 lines, more than 70")
-        );
+        assert_eq!((found[0].line, found[0].what.as_str()), (5, "fn f has 71 lines, more than 70"));
     }
 
     #[test]
     fn a_waiver_needs_a_reason() {
         assert_eq!(
-            findings(&function(
-                "    // tidy: waive function-length: one row per type\n    /// Doc.",
-                80
-            )),
+            findings(&function("    // tidy: waive function-length: one row per type\n    /// Doc.", 80)),
             []
         );
-        assert_eq!(
-            findings(&function("    // tidy: waive function-length:", 80)).len(),
-            1
-        );
+        assert_eq!(findings(&function("    // tidy: waive function-length:", 80)).len(), 1);
     }
 
     #[test]
@@ -128,9 +103,6 @@ mod tests {
         assert_eq!(findings(&"//! x\n".repeat(801)).len(), 1);
         assert_eq!(check(&Tree::fixture(&[("Cargo.lock", &"x\n".repeat(801))])), []);
         assert_eq!(check(&Tree::fixture(&[("a.js", &"x".repeat(512 * 1024))])), []);
-        assert_eq!(
-            check(&Tree::fixture(&[("a.js", &"x".repeat(512 * 1024 + 1))])).len(),
-            1
-        );
+        assert_eq!(check(&Tree::fixture(&[("a.js", &"x".repeat(512 * 1024 + 1))])).len(), 1);
     }
 }

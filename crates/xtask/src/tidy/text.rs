@@ -19,10 +19,7 @@ pub(crate) fn check(tree: &Tree, allow: &AllowList) -> Vec<Finding> {
             };
             let later = LATER.iter().find(|word| has_word(line, word));
             if let Some(word) = later.filter(|word| !allow.permits(&word.to_lowercase(), &file.path, line)) {
-                found(
-                    &format!("`{word}`"),
-                    "do it now, or describe the limit in the docs",
-                );
+                found(&format!("`{word}`"), "do it now, or describe the limit in the docs");
             }
             if is_formatted(file) && line.contains('\t') {
                 found("a tab", "spaces, or `\\t` in a string");
@@ -32,13 +29,7 @@ pub(crate) fn check(tree: &Tree, allow: &AllowList) -> Vec<Finding> {
             }
         }
         if text.contains("\r\n") {
-            findings.push(Finding::new(
-                &file.path,
-                1,
-                "text",
-                "Windows line ends",
-                "plain line feeds",
-            ));
+            findings.push(Finding::new(&file.path, 1, "text", "Windows line ends", "plain line feeds"));
         }
         if !text.is_empty() && !text.ends_with('\n') {
             let line = file.lines().count();
@@ -59,9 +50,7 @@ pub(crate) fn check(tree: &Tree, allow: &AllowList) -> Vec<Finding> {
 }
 
 fn is_formatted(file: &File) -> bool {
-    [".rs", ".toml", ".md"]
-        .iter()
-        .any(|extension| file.path.ends_with(extension))
+    [".rs", ".toml", ".md"].iter().any(|extension| file.path.ends_with(extension))
 }
 
 fn wants_header(file: &File) -> bool {
@@ -74,19 +63,13 @@ mod tests {
 
     fn whats(path: &str, text: &str) -> Vec<String> {
         let tree = Tree::fixture(&[(path, text)]);
-        check(&tree, &AllowList::default())
-            .into_iter()
-            .map(|finding| finding.what)
-            .collect()
+        check(&tree, &AllowList::default()).into_iter().map(|finding| finding.what).collect()
     }
 
     #[test]
     fn passes_a_proper_file() {
         assert_eq!(
-            whats(
-                "crates/a/src/b.rs",
-                "//! Owns b.\n\nfn todo_list() {} // mktemp XXXXXX\n"
-            ),
+            whats("crates/a/src/b.rs", "//! Owns b.\n\nfn todo_list() {} // mktemp XXXXXX\n"),
             [] as [String; 0]
         );
         assert_eq!(whats("Makefile", "all:\n\techo\n"), [] as [String; 0]);

@@ -22,26 +22,13 @@ pub(crate) struct File {
 
 impl File {
     fn new(path: &str, size: u64, text: Option<String>) -> File {
-        let rust = text
-            .as_deref()
-            .filter(|_| path.ends_with(".rs"))
-            .map(|text| Rust::read(path, text));
-        File {
-            path: path.to_owned(),
-            size,
-            text,
-            rust,
-        }
+        let rust = text.as_deref().filter(|_| path.ends_with(".rs")).map(|text| Rust::read(path, text));
+        File { path: path.to_owned(), size, text, rust }
     }
 
     /// The lines with their numbers, counted from 1.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.text
-            .as_deref()
-            .unwrap_or_default()
-            .lines()
-            .enumerate()
-            .map(|(i, line)| (i + 1, line))
+        self.text.as_deref().unwrap_or_default().lines().enumerate().map(|(i, line)| (i + 1, line))
     }
 
     /// Whether people write it: not a lock file, not the licence.
@@ -76,10 +63,8 @@ impl Tree {
                 String::from_utf8_lossy(&listing.stderr).trim()
             );
         }
-        let mut names: Vec<&str> = std::str::from_utf8(&listing.stdout)?
-            .split('\0')
-            .filter(|name| !name.is_empty())
-            .collect();
+        let mut names: Vec<&str> =
+            std::str::from_utf8(&listing.stdout)?.split('\0').filter(|name| !name.is_empty()).collect();
         names.sort_unstable();
         names.dedup();
         let mut files = Vec::with_capacity(names.len());
@@ -106,13 +91,7 @@ impl Tree {
     pub(crate) fn unreadable(&self) -> Vec<Finding> {
         let failed = |file: &File| {
             let error = file.rust.as_ref()?.error.as_ref()?;
-            Some(Finding::new(
-                &file.path,
-                error.0,
-                "parse",
-                &error.1,
-                "Rust that compiles",
-            ))
+            Some(Finding::new(&file.path, error.0, "parse", &error.1, "Rust that compiles"))
         };
         self.files.iter().filter_map(failed).collect()
     }
@@ -120,8 +99,6 @@ impl Tree {
     #[cfg(test)]
     pub(crate) fn fixture(files: &[(&str, &str)]) -> Tree {
         let file = |(path, text): &(&str, &str)| File::new(path, text.len() as u64, Some((*text).to_owned()));
-        Tree {
-            files: files.iter().map(file).collect(),
-        }
+        Tree { files: files.iter().map(file).collect() }
     }
 }

@@ -35,13 +35,7 @@ pub(crate) fn check(tree: &Tree, allow: &AllowList) -> Vec<Finding> {
         for (number, line) in file.lines() {
             for (word, instead) in banned_in(line) {
                 if !allow.permits(word, &file.path, line) {
-                    findings.push(Finding::new(
-                        &file.path,
-                        number,
-                        "word",
-                        format!("`{word}`"),
-                        instead,
-                    ));
+                    findings.push(Finding::new(&file.path, number, "word", format!("`{word}`"), instead));
                 }
             }
         }
@@ -60,31 +54,23 @@ fn banned_in(line: &str) -> Vec<(&'static str, &'static str)> {
 fn banned(part: &str) -> Option<(&'static str, &'static str)> {
     let is = |word: &str| {
         part.eq_ignore_ascii_case(word)
-            || part
-                .strip_suffix(['s', 'S'])
-                .is_some_and(|singular| singular.eq_ignore_ascii_case(word))
+            || part.strip_suffix(['s', 'S']).is_some_and(|singular| singular.eq_ignore_ascii_case(word))
     };
     BANNED.iter().find(|(word, _)| is(word)).copied()
 }
 
 /// The words of a line: runs of ASCII letters, cut where camel case begins a new word (`RowTarget`, `HTTPApi`).
 fn parts(line: &str) -> impl Iterator<Item = &str> {
-    line.split(|c: char| !c.is_ascii_alphabetic())
-        .filter(|run| !run.is_empty())
-        .flat_map(|run| {
-            let bytes = run.as_bytes();
-            let starts_word = |i: &usize| {
-                let next_is_lower = bytes.get(i + 1).is_some_and(u8::is_ascii_lowercase);
-                bytes[*i].is_ascii_uppercase() && (bytes[i - 1].is_ascii_lowercase() || next_is_lower)
-            };
-            let mut cuts: Vec<usize> = std::iter::once(0)
-                .chain((1..bytes.len()).filter(starts_word))
-                .collect();
-            cuts.push(bytes.len());
-            cuts.windows(2)
-                .map(|pair| &run[pair[0]..pair[1]])
-                .collect::<Vec<_>>()
-        })
+    line.split(|c: char| !c.is_ascii_alphabetic()).filter(|run| !run.is_empty()).flat_map(|run| {
+        let bytes = run.as_bytes();
+        let starts_word = |i: &usize| {
+            let next_is_lower = bytes.get(i + 1).is_some_and(u8::is_ascii_lowercase);
+            bytes[*i].is_ascii_uppercase() && (bytes[i - 1].is_ascii_lowercase() || next_is_lower)
+        };
+        let mut cuts: Vec<usize> = std::iter::once(0).chain((1..bytes.len()).filter(starts_word)).collect();
+        cuts.push(bytes.len());
+        cuts.windows(2).map(|pair| &run[pair[0]..pair[1]]).collect::<Vec<_>>()
+    })
 }
 
 #[cfg(test)]
@@ -97,14 +83,7 @@ mod tests {
 
     #[test]
     fn finds_parts_of_names_comments_and_paths() {
-        for line in [
-            "fn row_sink() {}",
-            "struct RowSink;",
-            "// The helpers.",
-            "HTTPPipe",
-            "JOB",
-            "dest",
-        ] {
+        for line in ["fn row_sink() {}", "struct RowSink;", "// The helpers.", "HTTPPipe", "JOB", "dest"] {
             assert_eq!(findings("a.rs", line).len(), 1, "{line}");
         }
         assert_eq!(findings("crates/x/src/common/mod.rs", "").len(), 1);
@@ -112,15 +91,8 @@ mod tests {
 
     #[test]
     fn passes_longer_words() {
-        for line in [
-            "pipeline",
-            "destination",
-            "Stdio::piped()",
-            "score",
-            "mirroring",
-            "utility",
-            "sinking",
-        ] {
+        for line in ["pipeline", "destination", "Stdio::piped()", "score", "mirroring", "utility", "sinking"]
+        {
             assert_eq!(findings("a.rs", line), [], "{line}");
         }
     }
