@@ -2,7 +2,7 @@
 //!
 //! - `pipeline` names no database and holds no SQL: the engine knows sources and targets by their contracts only
 //! - `model` does no I/O
-//! - only `cli` prints (and `xtask`, build scripts and the test kit's binaries, which are tools)
+//! - only `cli` prints (and build scripts, `xtask` and `testkit`, which developers see and users do not)
 //! - product code has no `unwrap()` and `expect(…)`: every failure has a code, a cause and a cure
 
 use super::Finding;
@@ -107,8 +107,7 @@ fn no_input_output(file: &File, rust: &Rust, findings: &mut Vec<Finding>) {
 }
 
 fn may_print(path: &str, krate: &str) -> bool {
-    let testkit_binary = krate == "testkit" && (path.contains("/src/bin/") || path.ends_with("/src/main.rs"));
-    matches!(krate, "cli" | "xtask") || testkit_binary || path.ends_with("/build.rs")
+    matches!(krate, "cli" | "xtask" | "testkit") || path.ends_with("/build.rs")
 }
 
 /// Finds `name` followed by `then` outside tests; for `(` only method calls, `.name(`.
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!(whats("crates/task/src/run.rs", text).len(), 2);
         for path in [
             "crates/cli/src/main.rs",
-            "crates/testkit/src/bin/a.rs",
+            "crates/testkit/src/run_folder.rs",
             "crates/cli/build.rs",
             "crates/a/tests/b.rs",
         ] {
