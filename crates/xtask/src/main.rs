@@ -1,1 +1,43 @@
-fn main() {}
+//! `cargo xtask`: the repository's own commands, for those who change pgferry.
+//!
+//! Each subcommand is one module. Nothing here is shipped to users.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
+
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The repository's own commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check the rules that compiler and clippy cannot: floors, words, sizes, paths, error pages, absences, text
+    Tidy {
+        /// The repository to check; this one if left out
+        #[arg(long, value_name = "FOLDER")]
+        root: Option<PathBuf>,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Tidy { root } => tidy::run(&root.unwrap_or_else(repository)),
+    }
+}
+
+/// The folder of the workspace this binary was built from.
+fn repository() -> PathBuf {
+    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    folder.pop();
+    folder.pop();
+    folder
+}
