@@ -1,1 +1,4 @@
-//! x
+//! Reads a PostgreSQL server: the snapshot by COPY, the changes by logical replication.
+
+pub mod decode;
+pub mod replication;

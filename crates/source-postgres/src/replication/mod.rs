@@ -1,0 +1,5 @@
+//! The change stream: frames in, committed changes out.
+
+mod project;
+pub mod spool;
+pub mod transaction;
