@@ -94,7 +94,10 @@ pub struct CatalogTable {
 }
 
 /// Reads every relation that `wanted` accepts, ordered by name. System schemas are left out.
-pub async fn read_tables(session: &mut Session, wanted: impl Fn(&TableName) -> bool) -> Result<Vec<CatalogTable>> {
+pub async fn read_tables(
+    session: &mut Session,
+    wanted: impl Fn(&TableName) -> bool,
+) -> Result<Vec<CatalogTable>> {
     let mut tables: Vec<CatalogTable> = Vec::new();
     for row in session.simple_query(&relations_query()).await? {
         let table = relation(&row)?;

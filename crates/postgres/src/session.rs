@@ -172,7 +172,8 @@ impl Session {
 
     async fn start(config: &ConnectionConfig, purpose: Purpose) -> Result<Session> {
         let socket = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|failure| {
-            Error::transient(UNREACHABLE, format!("cannot reach {}:{}", config.host, config.port)).with_origin(failure)
+            Error::transient(UNREACHABLE, format!("cannot reach {}:{}", config.host, config.port))
+                .with_origin(failure)
         })?;
         socket.set_nodelay(true).map_err(lost)?;
         let (read, write) = tokio::io::split(socket);
@@ -222,8 +223,10 @@ impl Session {
                             frontend::password_message(hash.as_bytes(), out).map_err(malformed)?;
                         }
                         10 => {
-                            let exchange = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-                            frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out).map_err(malformed)?;
+                            let exchange =
+                                ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+                            frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out)
+                                .map_err(malformed)?;
                             scram = Some(exchange);
                         }
                         11 | 12 => {
@@ -238,7 +241,9 @@ impl Session {
                         other => {
                             return Err(Error::task_broken(
                                 AUTHENTICATION,
-                                format!("the server asks for an authentication method that is not supported ({other})"),
+                                format!(
+                                    "the server asks for an authentication method that is not supported ({other})"
+                                ),
                             ));
                         }
                     }

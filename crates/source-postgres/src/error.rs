@@ -1,9 +1,11 @@
 //! The source's error codes, and what PostgreSQL's own errors mean for a slot, a publication or a snapshot.
 
-use pgferry_model::{Code, Cure, Error, Position, TableName};
+use pgferry_model::{Code, Cure, Error, Position};
 
-/// The server sent something that the protocol does not allow.
-pub const PROTOCOL: Code = Code::new("source.protocol");
+pub use crate::decode::PROTOCOL;
+pub use crate::replication::spool::SPOOL_FAILED;
+pub use crate::replication::transaction::PARTITION_TRUNCATED;
+
 /// The slot does not exist.
 pub const SLOT_MISSING: Code = Code::new("source.slot_missing");
 /// The slot lost the log that it needs.
@@ -88,9 +90,4 @@ pub(crate) fn slot_invalidated(slot: &str, reason: &str) -> Error {
                 .run_as("superuser")
                 .restart(pgferry_model::Restart::Reload),
         )
-}
-
-/// A table cannot be mirrored because its rows cannot be told apart.
-pub(crate) fn no_identity(table: &TableName, why: &str) -> Error {
-    Error::table_broken(NO_REPLICA_IDENTITY, table.clone(), format!("{table}: {why}"))
 }

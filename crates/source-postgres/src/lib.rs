@@ -105,8 +105,10 @@ impl PostgresSource {
         loop {
             let mut session = self.control.connect(Purpose::Replication).await?;
             let options = stream_options(session.server_version_num(), &replication.publication);
-            let statement =
-                format!("START_REPLICATION SLOT {} LOGICAL {after} ({options})", quote_identifier(&replication.slot));
+            let statement = format!(
+                "START_REPLICATION SLOT {} LOGICAL {after} ({options})",
+                quote_identifier(&replication.slot)
+            );
             let Err(failure) = session.copy_both(&statement).await else { return Ok(session) };
             let active = failure.cause().is_some_and(|cause| cause.contains("55006"));
             if !active {
@@ -185,7 +187,9 @@ impl Source for PostgresSource {
         }
         match (progress.position, slot) {
             (None, Some(_)) => Ok(()),
-            (None, None) if self.control.config.replication.manage == Manage::Never => Err(error::slot_missing(name, None)),
+            (None, None) if self.control.config.replication.manage == Manage::Never => {
+                Err(error::slot_missing(name, None))
+            }
             (None, None) => Ok(()),
             (Some(stored), None) => Err(error::slot_missing(name, Some(stored))),
             (Some(stored), Some(slot)) => match slot.confirmed {
@@ -233,7 +237,7 @@ impl Source for PostgresSource {
         let session = self.start_replication(start.after).await?;
         let source_end = self.current_position().await?;
         self.control.release().await;
-        let transactions = replication::transactions(&self.control.config, selection)?;
+        let transactions = replication::transactions(&self.control.config, selection);
         let (reader, writer) = session.into_split();
         let feedback = Feedback::start(writer, timeout, start.after);
         Ok(Box::new(PostgresStream::new(reader, feedback, transactions, source_end)))
@@ -281,9 +285,18 @@ mod tests {
     #[test]
     fn options_are_those_that_the_server_knows() {
         assert_eq!(stream_options(100_023, "p"), "proto_version '1', publication_names '\"p\"'");
-        assert_eq!(stream_options(140_000, "p"), "proto_version '2', publication_names '\"p\"', streaming 'on'");
-        assert_eq!(stream_options(150_018, "a'b"), "proto_version '3', publication_names '\"a''b\"', streaming 'on'");
-        assert_eq!(stream_options(180_004, "p"), "proto_version '4', publication_names '\"p\"', streaming 'parallel'");
+        assert_eq!(
+            stream_options(140_000, "p"),
+            "proto_version '2', publication_names '\"p\"', streaming 'on'"
+        );
+        assert_eq!(
+            stream_options(150_018, "a'b"),
+            "proto_version '3', publication_names '\"a''b\"', streaming 'on'"
+        );
+        assert_eq!(
+            stream_options(180_004, "p"),
+            "proto_version '4', publication_names '\"p\"', streaming 'parallel'"
+        );
     }
 
     #[test]

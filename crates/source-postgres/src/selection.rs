@@ -63,7 +63,8 @@ impl Pattern {
         }
         let name = parts.pop()?;
         let schema = parts.pop()?;
-        (!quoted && parts.is_empty() && !schema.is_empty() && !name.is_empty()).then_some(Pattern { schema, name })
+        (!quoted && parts.is_empty() && !schema.is_empty() && !name.is_empty())
+            .then_some(Pattern { schema, name })
     }
 
     /// Whether a table's name is meant.
@@ -106,7 +107,9 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     pub(crate) fn new(config: &PostgresSourceConfig) -> Result<Wanted> {
-        let parse = |texts: &[String]| texts.iter().map(|text| Pattern::parse(text).ok_or_else(|| no_pattern(text))).collect();
+        let parse = |texts: &[String]| -> Result<Vec<Pattern>> {
+            texts.iter().map(|text| Pattern::parse(text).ok_or_else(|| no_pattern(text))).collect()
+        };
         Ok(Wanted {
             include: parse(&config.include)?,
             exclude: parse(&config.exclude)?,
@@ -171,7 +174,11 @@ pub(crate) fn select(
 }
 
 /// The relations that become tables: leaves of a selected root come with it, not by themselves.
-fn carried(config: &PostgresSourceConfig, wanted: &Wanted, catalog: Vec<CatalogTable>) -> Result<Vec<CatalogTable>> {
+fn carried(
+    config: &PostgresSourceConfig,
+    wanted: &Wanted,
+    catalog: Vec<CatalogTable>,
+) -> Result<Vec<CatalogTable>> {
     let roots: Vec<u32> = catalog
         .iter()
         .filter(|table| table.kind == RelationKind::PartitionedTable)
@@ -183,7 +190,9 @@ fn carried(config: &PostgresSourceConfig, wanted: &Wanted, catalog: Vec<CatalogT
         let named = wanted.named.contains(&table.name);
         match table.kind {
             RelationKind::Partition if covered.contains(&table.oid) && !named => {}
-            RelationKind::Table | RelationKind::PartitionedTable | RelationKind::Partition => carried.push(table),
+            RelationKind::Table | RelationKind::PartitionedTable | RelationKind::Partition => {
+                carried.push(table)
+            }
             RelationKind::Unlogged if config.sync_mode == SyncMode::Snapshot => carried.push(table),
             RelationKind::Unlogged | RelationKind::Other if named => return Err(wrong_kind(&table.name)),
             RelationKind::Unlogged | RelationKind::Other => {}
@@ -245,15 +254,27 @@ fn key<'a>(found: &'a CatalogTable, options: &'a TableOptions) -> (Vec<&'a str>,
         return if covered {
             (names(&options.primary_key), same, None)
         } else {
-            (Vec::new(), false, Some("the named primary_key is not part of the replica identity, so updates and deletes cannot be located"))
+            (
+                Vec::new(),
+                false,
+                Some(
+                    "the named primary_key is not part of the replica identity, so updates and deletes cannot be located",
+                ),
+            )
         };
     }
     match found.identity {
-        Identity::Full if found.primary_key.is_empty() => {
-            (Vec::new(), false, Some("it has REPLICA IDENTITY FULL and no primary key; name the key's columns with primary_key"))
-        }
+        Identity::Full if found.primary_key.is_empty() => (
+            Vec::new(),
+            false,
+            Some("it has REPLICA IDENTITY FULL and no primary key; name the key's columns with primary_key"),
+        ),
         Identity::Full => (names(&found.primary_key), true, None),
-        Identity::Nothing => (Vec::new(), false, Some("its REPLICA IDENTITY is NOTHING, so updates and deletes cannot be located")),
+        Identity::Nothing => (
+            Vec::new(),
+            false,
+            Some("its REPLICA IDENTITY is NOTHING, so updates and deletes cannot be located"),
+        ),
         Identity::Default | Identity::Index if identified.is_empty() => {
             (Vec::new(), false, Some("it has no primary key, so updates and deletes cannot be located"))
         }
@@ -283,12 +304,15 @@ fn no_pattern(text: &str) -> Error {
 }
 
 fn missing(name: &TableName) -> Error {
-    Error::task_broken(error::TABLE_MISSING, format!("table {name} does not exist, or the role may not see its schema"))
-        .with_cure(
-            Cure::advice("correct the name in the task file, or let the role use the schema")
-                .sql(format!("GRANT USAGE ON SCHEMA {} TO CURRENT_USER", quote_identifier(&name.schema)))
-                .run_as("owner of the schema"),
-        )
+    Error::task_broken(
+        error::TABLE_MISSING,
+        format!("table {name} does not exist, or the role may not see its schema"),
+    )
+    .with_cure(
+        Cure::advice("correct the name in the task file, or let the role use the schema")
+            .sql(format!("GRANT USAGE ON SCHEMA {} TO CURRENT_USER", quote_identifier(&name.schema)))
+            .run_as("owner of the schema"),
+    )
 }
 
 fn missing_column(table: &TableName, column: &str) -> Error {
@@ -301,7 +325,9 @@ fn wrong_kind(name: &TableName) -> Error {
         error::TABLE_KIND,
         format!("{name} is a view, a foreign table or an unlogged table: it has no changes in the log"),
     )
-    .with_cure(Cure::advice("take it out of the task, or carry an unlogged table with sync_mode = \"snapshot\""))
+    .with_cure(Cure::advice(
+        "take it out of the task, or carry an unlogged table with sync_mode = \"snapshot\"",
+    ))
 }
 
 fn nothing_selected(config: &PostgresSourceConfig) -> Error {
@@ -321,7 +347,9 @@ mod tests {
         assert!(matches("public.*", "public", "orders"));
         assert!(!matches("public.*", "public2", "orders"));
         assert!(matches("*.inv_?", "billing", "inv_1") && !matches("*.inv_?", "billing", "inv_12"));
-        assert!(matches("public.\"my.*\"", "public", "my.*") && !matches("public.\"my.*\"", "public", "my.x"));
+        assert!(
+            matches("public.\"my.*\"", "public", "my.*") && !matches("public.\"my.*\"", "public", "my.x")
+        );
         assert!(matches("a.\"x\"\"y\"", "a", "x\"y"));
         assert!(matches("*.Mäuse*", "s", "Mäuse & Käse"));
         for text in ["", "orders", "a.b.c", "a.", ".b", "a.\"b"] {

@@ -46,7 +46,10 @@ pub(crate) fn copy_statement(
         range.condition().into_iter().chain(filters.iter().map(|filter| format!("({filter})"))).collect();
     let where_clause =
         if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
-    format!("COPY (SELECT {} FROM ONLY {relation}{where_clause}) TO STDOUT (FORMAT binary)", columns.join(", "))
+    format!(
+        "COPY (SELECT {} FROM ONLY {relation}{where_clause}) TO STDOUT (FORMAT binary)",
+        columns.join(", ")
+    )
 }
 
 /// Runs the statement and sends its rows, then the end mark. Returns the number of rows.
@@ -88,7 +91,10 @@ pub(crate) async fn copy_rows(
             }
         }
         if session.read_some().await? == 0 {
-            return Err(Error::transient(error::STREAM_ENDED, "the server closed the connection in the middle of a COPY"));
+            return Err(Error::transient(
+                error::STREAM_ENDED,
+                "the server closed the connection in the middle of a COPY",
+            ));
         }
     }
 }

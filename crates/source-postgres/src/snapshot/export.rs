@@ -72,7 +72,11 @@ impl Exported {
         query(&mut session, begin).await?;
         let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(&self.name));
         query(&mut session, &import).await.map_err(lost)?;
-        let function = if session.server_version_num() >= 130_000 { "pg_current_snapshot" } else { "txid_current_snapshot" };
+        let function = if session.server_version_num() >= 130_000 {
+            "pg_current_snapshot"
+        } else {
+            "txid_current_snapshot"
+        };
         let rows = query(&mut session, &format!("SELECT pg_catalog.{function}()")).await?;
         let seen = column(&rows, 0, 0)?;
         let mut first = self.seen.lock();
@@ -112,7 +116,8 @@ async fn plain(session: &mut Session) -> Result<(String, Position)> {
 }
 
 fn lost(failure: Error) -> Error {
-    Error::transient(SNAPSHOT_LOST, "the consistent snapshot is gone: its exporting connection ended").with_origin(failure)
+    Error::transient(SNAPSHOT_LOST, "the consistent snapshot is gone: its exporting connection ended")
+        .with_origin(failure)
 }
 
 fn differs() -> Error {

@@ -69,7 +69,9 @@ impl Snapshot for ConsistentSnapshot {
         let filters: Vec<&str> = extent.filters.iter().map(String::as_str).collect();
         let statement = copy_statement(table, heap, &range, &formats, &filters);
         let mut session = self.exported.worker(&self.control).await?;
-        let rows = copy_rows(&mut session, &statement, table, formats, out).await.map_err(|failure| of(failure, table))?;
+        let rows = copy_rows(&mut session, &statement, table, formats, out)
+            .await
+            .map_err(|failure| of(failure, table))?;
         self.exported.put_back(session);
         Ok(rows)
     }
@@ -86,7 +88,11 @@ impl ConsistentSnapshot {
 }
 
 fn unknown(table: &Table) -> Error {
-    Error::table_broken(error::TABLE_MISSING, table.name.clone(), format!("{} is not in the snapshot's plan", table.name))
+    Error::table_broken(
+        error::TABLE_MISSING,
+        table.name.clone(),
+        format!("{} is not in the snapshot's plan", table.name),
+    )
 }
 
 /// What the server refuses about one table belongs to that table.
