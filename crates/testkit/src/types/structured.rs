@@ -30,7 +30,7 @@ pub(super) fn cases(version: u32) -> Vec<TypeCase> {
         case("c_domain_varchar", "testkit.label", &["''", "'ä'"]).note("its default stands where a row names no value"),
         case("c_domain_array", "testkit.labels", &["'{}'", "'{a,NULL}'"]),
         case("c_composite", "testkit.pair", &["ROW(1, 'x')", "ROW(NULL, NULL)", "ROW(NULL, '')", r#"ROW(-1, 'a,b "c" (d) \ e')"#]),
-        case("c_composite_array", "testkit.pair[]", &["ARRAY[ROW(1, 'x, y')::testkit.pair, NULL, ROW(NULL, NULL)]"]),
+        case("c_composite_array", "testkit.pair[]", &["ARRAY[ROW(1, 'x, y')::testkit.pair, NULL, ROW(NULL, NULL)::testkit.pair]"]),
         case("c_composite_nested", "testkit.nest", &[
             "ROW(ROW(1, 'x \"y\"'), ARRAY[1.10, NULL], 'ok, so')", "ROW(NULL, '{}', NULL)",
         ]),
