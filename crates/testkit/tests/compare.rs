@@ -46,7 +46,7 @@ async fn equal_databases_with_every_type_are_equal() {
         assert!(report.rows > 20, "{major}: {} rows", report.rows);
         // And each single column is looked at.
         for case in &all {
-            let sql = format!("UPDATE every_type SET {0} = CASE WHEN {0}::text IS NULL THEN {1} END WHERE id = 1", case.column, case.values[0]);
+            let sql = format!("UPDATE every_type SET {} = NULL WHERE id = 1", case.column);
             two.execute(&sql).await.unwrap();
         }
         let report = compared(&one, &two, usize::MAX).await;
