@@ -71,7 +71,12 @@ impl Outcome {
     pub fn success(self) -> Result<Self> {
         if self.timed_out || !self.status.success() {
             let late = if self.timed_out { " (time limit)" } else { "" };
-            bail!("pgferry ended with {}{late}\nstdout:\n{}\nstderr:\n{}", self.status, self.stdout, self.stderr);
+            bail!(
+                "pgferry ended with {}{late}\nstdout:\n{}\nstderr:\n{}",
+                self.status,
+                self.stdout,
+                self.stderr
+            );
         }
         Ok(self)
     }
@@ -142,14 +147,24 @@ impl Ferry {
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true);
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
         let pid = child.id().context("the process ended at once")?;
         run_folder::remember(pid, "KILL")?;
         let written = watch::Sender::new(());
         let stdout = Output::collect(child.stdout.take(), written.clone());
         let stderr = Output::collect(child.stderr.take(), written.clone());
         let (limit, folder) = (self.limit, Arc::clone(&self.folder));
-        Ok(RunningFerry { child, pid, started: Instant::now(), limit, stdout, stderr, written, _folder: folder })
+        Ok(RunningFerry {
+            child,
+            pid,
+            started: Instant::now(),
+            limit,
+            stdout,
+            stderr,
+            written,
+            _folder: folder,
+        })
     }
 }
 

@@ -95,7 +95,8 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a free port of 127.0.0.1 and forwards to `upstream`.
     pub async fn start(upstream: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("the proxy cannot listen")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("the proxy cannot listen")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             upstream,
@@ -167,7 +168,8 @@ impl Proxy {
     pub async fn admit(&self) -> Result<()> {
         let mut listening = self.listening.lock().await;
         if listening.is_none() {
-            let listener = TcpListener::bind(self.address).await.context("the proxy's port was taken meanwhile")?;
+            let listener =
+                TcpListener::bind(self.address).await.context("the proxy's port was taken meanwhile")?;
             *listening = Some(tokio::spawn(accept(Arc::clone(&self.shared), listener)));
         }
         Ok(())

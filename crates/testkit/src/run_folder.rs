@@ -1,7 +1,7 @@
 //! The folder of this test process, and the watcher that ends and removes everything when the process ends.
 //!
 //! ```text
-//!   test process ──holds──> write end of a pipe ──EOF when it dies──> watcher (sh)
+//!   test process ──holds──> stdin of the watcher ──EOF when it dies──> watcher (sh)
 //!        │                                                              │
 //!        └─ <folder>/processes/<pid>  (signal, start time)  <──reads────┘ ends them, removes <folder>
 //! ```
@@ -72,7 +72,10 @@ pub(crate) fn root() -> Result<&'static Path> {
 }
 
 fn make() -> Result<RunFolder> {
-    let root = tempfile::Builder::new().prefix("pgferry-test-").tempdir().context("cannot make a temporary folder")?;
+    let root = tempfile::Builder::new()
+        .prefix("pgferry-test-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
     // Servers run as another user, who must reach their folders below.
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
     fs::create_dir(root.path().join("processes"))?;

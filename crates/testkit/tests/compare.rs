@@ -1,9 +1,19 @@
 //! The comparer finds each kind of difference, and none where there is none.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::stream;
-use pgferry_testkit::compare::{ComparedTable, DifferenceKind, Report, RowStream, SourceRows, TargetRows, compare};
+use pgferry_testkit::compare::{
+    ComparedTable, DifferenceKind, Report, RowStream, SourceRows, TargetRows, compare,
+};
 use pgferry_testkit::server::MAJORS;
 use pgferry_testkit::types::{cases, create_sql, insert_sql};
 use pgferry_testkit::{Database, Server};
@@ -57,7 +67,8 @@ async fn equal_databases_with_every_type_are_equal() {
 
 #[tokio::test]
 async fn a_changed_missing_extra_row_and_table_are_each_found() {
-    let (one, two) = twins(15, &format!("{KEYED}; CREATE TABLE u (n int PRIMARY KEY); INSERT INTO u VALUES (1)")).await;
+    let (one, two) =
+        twins(15, &format!("{KEYED}; CREATE TABLE u (n int PRIMARY KEY); INSERT INTO u VALUES (1)")).await;
     compared(&one, &two, 10).await.assert_equal().unwrap();
     two.execute("UPDATE t SET c = c || ' ' WHERE a = 1").await.unwrap();
     two.execute("UPDATE t SET c = '' WHERE a = 3").await.unwrap();
@@ -65,17 +76,25 @@ async fn a_changed_missing_extra_row_and_table_are_each_found() {
     let report = compared(&one, &two, 100).await;
     assert_eq!((report.found, report.tables, report.rows), (7, 2, 2000));
     let of = |key: &str| {
-        let found = report.differences.iter().find(|difference| difference.key.get(1) == Some(&Some(key.to_owned())));
+        let found =
+            report.differences.iter().find(|difference| difference.key.get(1) == Some(&Some(key.to_owned())));
         found.unwrap_or_else(|| panic!("{key}: {:?}", report.differences))
     };
-    assert!(matches!(&of("1").kind, DifferenceKind::Cell { source: Some(one), target: Some(two) } if format!("{one} ") == *two));
+    assert!(
+        matches!(&of("1").kind, DifferenceKind::Cell { source: Some(one), target: Some(two) } if format!("{one} ") == *two)
+    );
     assert_eq!(of("1").column.as_deref(), Some("c"));
     assert_eq!(of("3").kind, DifferenceKind::Cell { source: None, target: Some(String::new()) });
     assert_eq!(of("5").kind, DifferenceKind::MissingRow);
     assert_eq!(of("2000").kind, DifferenceKind::MissingRow);
     assert_eq!(of("9999").kind, DifferenceKind::ExtraRow);
     assert_eq!(of("0").kind, DifferenceKind::ExtraRow);
-    assert!(report.differences.iter().any(|found| found.table == "public.u" && found.kind == DifferenceKind::MissingTable));
+    assert!(
+        report
+            .differences
+            .iter()
+            .any(|found| found.table == "public.u" && found.kind == DifferenceKind::MissingTable)
+    );
     let listed = compared(&one, &two, 2).await;
     assert_eq!((listed.found, listed.differences.len()), (7, 2));
     assert!(listed.assert_equal().is_err());
@@ -83,14 +102,21 @@ async fn a_changed_missing_extra_row_and_table_are_each_found() {
 
 #[tokio::test]
 async fn rows_without_a_key_are_counted() {
-    let (one, two) = twins(18, "CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, NULL), (1, NULL), (NULL, 'x'), (2, '')").await;
+    let (one, two) = twins(
+        18,
+        "CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, NULL), (1, NULL), (NULL, 'x'), (2, '')",
+    )
+    .await;
     compared(&one, &two, 10).await.assert_equal().unwrap();
     two.execute("DELETE FROM t WHERE ctid = '(0,1)'").await.unwrap();
     let report = compared(&one, &two, 10).await;
     assert_eq!(report.found, 1);
     assert_eq!(report.differences[0].kind, DifferenceKind::MissingRow);
-    two.execute("INSERT INTO t VALUES (1, NULL), (1, NULL); UPDATE t SET b = NULL WHERE a = 2").await.unwrap();
-    let kinds: Vec<DifferenceKind> = compared(&one, &two, 10).await.differences.into_iter().map(|found| found.kind).collect();
+    two.execute("INSERT INTO t VALUES (1, NULL), (1, NULL); UPDATE t SET b = NULL WHERE a = 2")
+        .await
+        .unwrap();
+    let kinds: Vec<DifferenceKind> =
+        compared(&one, &two, 10).await.differences.into_iter().map(|found| found.kind).collect();
     assert_eq!(kinds, [DifferenceKind::ExtraRow, DifferenceKind::MissingRow, DifferenceKind::ExtraRow]);
 }
 
@@ -109,7 +135,10 @@ impl TargetRows for Fixed {
 async fn a_target_out_of_order_is_an_error_and_a_key_twice_is_an_extra_row() {
     let server = Server::shared(13).await.unwrap();
     let database = server.create_database().await.unwrap();
-    database.execute("CREATE TABLE t (n int PRIMARY KEY); INSERT INTO t VALUES (1), (2), (10)").await.unwrap();
+    database
+        .execute("CREATE TABLE t (n int PRIMARY KEY); INSERT INTO t VALUES (1), (2), (10)")
+        .await
+        .unwrap();
     let mut source = SourceRows::new(database.client().await.unwrap()).await.unwrap();
     let tables = source.tables().await.unwrap();
     let error = compare(&mut source, &mut Fixed(vec!["1", "2", "10"]), &tables, 9).await.unwrap_err();
@@ -121,7 +150,8 @@ async fn a_target_out_of_order_is_an_error_and_a_key_twice_is_an_extra_row() {
 
 #[tokio::test]
 async fn a_source_is_one_snapshot() {
-    let (one, two) = twins(10, "CREATE TABLE a (n int PRIMARY KEY); CREATE TABLE b (n int PRIMARY KEY)").await;
+    let (one, two) =
+        twins(10, "CREATE TABLE a (n int PRIMARY KEY); CREATE TABLE b (n int PRIMARY KEY)").await;
     let mut source = SourceRows::new(one.client().await.unwrap()).await.unwrap();
     let tables = source.tables().await.unwrap();
     one.execute("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)").await.unwrap();

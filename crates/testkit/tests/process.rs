@@ -1,5 +1,13 @@
 //! Runs real processes (a shell stands where pgferry will) and ends them in every way.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 use std::time::{Duration, Instant};
 
 use pgferry_testkit::process::Ferry;
@@ -11,7 +19,8 @@ fn shell(script: &str) -> Ferry {
 #[tokio::test]
 async fn output_status_task_file_and_environment_reach_both_sides() {
     let ferry = shell("cat \"$0\"; echo \"$NAME $PGFERRY_FAILPOINT\" >&2; exit 3");
-    let ferry = ferry.task("[source]\nurl = 'ä'\n").unwrap().env("NAME", "value").failpoint("deliver.commit", 2);
+    let ferry =
+        ferry.task("[source]\nurl = 'ä'\n").unwrap().env("NAME", "value").failpoint("deliver.commit", 2);
     let outcome = ferry.run().await.unwrap();
     assert_eq!(outcome.stdout, "[source]\nurl = 'ä'\n");
     assert_eq!(outcome.stderr, "value deliver.commit:2\n");

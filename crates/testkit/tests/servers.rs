@@ -1,5 +1,13 @@
 //! The servers themselves: every major starts, restarts, recovers, follows and leaves nothing behind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 use pgferry_testkit::server::{MAJORS, StopMode};
 use pgferry_testkit::{Server, ServerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +22,10 @@ async fn every_major_is_shared_and_gives_each_test_its_own_database() {
         let (one, two) = (server.create_database().await.unwrap(), server.create_database().await.unwrap());
         assert_ne!(one.name(), two.name());
         let client = one.client().await.unwrap();
-        let row = client.query_one("SELECT current_setting('server_version_num')::int, current_setting('wal_level')", &[]);
+        let row = client.query_one(
+            "SELECT current_setting('server_version_num')::int, current_setting('wal_level')",
+            &[],
+        );
         let row = row.await.unwrap();
         assert_eq!(row.get::<_, i32>(0) as u32, server.version_num());
         assert_eq!(row.get::<_, &str>(1), "logical");
@@ -33,7 +44,9 @@ async fn a_database_goes_with_its_sessions_slots_and_prepared_transactions() {
         let open = database.client().await.unwrap();
         open.batch_execute("CREATE TABLE t (n int)").await.unwrap();
         open.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&name]).await.unwrap();
-        open.batch_execute("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'it''s open'").await.unwrap();
+        open.batch_execute("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'it''s open'")
+            .await
+            .unwrap();
         open.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.unwrap();
         drop(database);
         let client = server.client("postgres").await.unwrap();
@@ -41,7 +54,11 @@ async fn a_database_goes_with_its_sessions_slots_and_prepared_transactions() {
             "SELECT count(*) FROM pg_database WHERE datname = $1",
             "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1",
         ] {
-            assert_eq!(client.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0), 0, "{major}: {query}");
+            assert_eq!(
+                client.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0),
+                0,
+                "{major}: {query}"
+            );
         }
     }
 }
@@ -59,7 +76,8 @@ async fn committed_rows_outlive_every_way_to_stop() {
             assert!(!server.running());
             assert!(database.client().await.is_err(), "{major} {mode:?}");
             server.resume().await.unwrap();
-            let rows = database.client().await.unwrap().query_one("SELECT count(*) FROM t", &[]).await.unwrap();
+            let rows =
+                database.client().await.unwrap().query_one("SELECT count(*) FROM t", &[]).await.unwrap();
             assert_eq!(rows.get::<_, i64>(0), round as i64 + 1, "{major} {mode:?}");
         }
         assert_eq!(server.port(), port);
@@ -74,7 +92,8 @@ async fn committed_rows_outlive_every_way_to_stop() {
 #[tokio::test]
 async fn settings_take_effect_at_start_on_reload_and_on_restart() {
     for major in MAJORS {
-        let options = ServerOptions::new(major).set("wal_sender_timeout", "1234ms").set("max_replication_slots", 3);
+        let options =
+            ServerOptions::new(major).set("wal_sender_timeout", "1234ms").set("max_replication_slots", 3);
         let server = Server::start(options.small_decoding_memory()).await.unwrap();
         let show = async |name: &str| -> String {
             let client = server.client("postgres").await.unwrap();
@@ -97,7 +116,10 @@ async fn settings_take_effect_at_start_on_reload_and_on_restart() {
 #[tokio::test]
 async fn an_unknown_setting_is_told_in_the_servers_words() {
     let error = Server::start(ServerOptions::new(15).set("no_such_setting", 1)).await.unwrap_err();
-    assert!(format!("{error:#}").contains("unrecognized configuration parameter \"no_such_setting\""), "{error:#}");
+    assert!(
+        format!("{error:#}").contains("unrecognized configuration parameter \"no_such_setting\""),
+        "{error:#}"
+    );
 }
 
 #[tokio::test]
@@ -111,7 +133,8 @@ async fn a_major_that_is_not_installed_names_the_cure() {
 async fn host_lines_ask_for_the_password_of_the_chosen_kind() {
     for (major, kind) in [(10, "scram-sha-256"), (13, "md5"), (18, "scram-sha-256")] {
         let options = ServerOptions::new(major).set("password_encryption", kind);
-        let server = Server::start(options.hba(&format!("host all reader 127.0.0.1/32 {kind}"))).await.unwrap();
+        let server =
+            Server::start(options.hba(&format!("host all reader 127.0.0.1/32 {kind}"))).await.unwrap();
         let admin = server.client("postgres").await.unwrap();
         admin.batch_execute("CREATE ROLE reader LOGIN PASSWORD 'päss word'").await.unwrap();
         let mut config: tokio_postgres::Config = server.url("postgres").parse().unwrap();
@@ -141,7 +164,8 @@ async fn tls_is_offered_with_a_certificate_of_the_servers_authority() {
         let tls = tokio_postgres_rustls::MakeRustlsConnect::new(tls);
         let (client, connection) = tokio_postgres::connect(&url, tls).await.unwrap();
         tokio::spawn(connection);
-        let row = client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await.unwrap();
+        let row =
+            client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await.unwrap();
         assert!(row.get::<_, bool>(0), "{major}");
     }
     let plain = Server::shared(18).await.unwrap();
@@ -189,7 +213,8 @@ async fn the_watcher_ends_and_removes_everything_of_a_killed_test_process() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(victim.stdout.take().unwrap()));
+    let mut lines =
+        tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(victim.stdout.take().unwrap()));
     let line = loop {
         let line = lines.next_line().await.unwrap().expect("the victim says where its server is");
         if let Some(at) = line.find("pid=") {

@@ -1,5 +1,13 @@
 //! Every value of every case goes into every server and is there.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 use pgferry_testkit::Server;
 use pgferry_testkit::server::MAJORS;
 use pgferry_testkit::types::{EXTENSION_SQL, cases, create_sql, extension_cases, insert_sql};
@@ -20,7 +28,11 @@ async fn every_server_takes_every_value_of_its_cases() {
             for value in &case.values {
                 let sql = format!("INSERT INTO every_type (id, {}) VALUES (0, {value})", case.column);
                 if let Err(error) = client.batch_execute(&format!("BEGIN; {sql}; ROLLBACK")).await {
-                    refused.push(format!("{major} {} {value}: {}", case.sql_type, error.as_db_error().unwrap()));
+                    refused.push(format!(
+                        "{major} {} {value}: {}",
+                        case.sql_type,
+                        error.as_db_error().unwrap()
+                    ));
                     client.batch_execute("ROLLBACK").await.unwrap();
                 }
             }
@@ -31,7 +43,11 @@ async fn every_server_takes_every_value_of_its_cases() {
             client.batch_execute(row).await.unwrap();
         }
         for case in &all {
-            let sql = format!("SELECT count(*) FROM every_type WHERE {0}::text IS NOT NULL AND id <= {1}", case.column, case.values.len());
+            let sql = format!(
+                "SELECT count(*) FROM every_type WHERE {0}::text IS NOT NULL AND id <= {1}",
+                case.column,
+                case.values.len()
+            );
             let filled: i64 = client.query_one(&sql, &[]).await.unwrap().get(0);
             assert_eq!(filled as usize, case.values.len(), "{major} {}", case.column);
         }

@@ -1,5 +1,13 @@
 //! The workload runs on every server, repeats itself, and does everything it says.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 use std::time::{Duration, Instant};
 
 use pgferry_testkit::compare::{SourceRows, compare};
@@ -24,9 +32,15 @@ async fn the_same_seed_makes_the_same_database() {
         let counts = workload.run(&one.url(), Stop::Count(150), 1).await.unwrap();
         let mut again = filled(&two, 42).await;
         assert_eq!(again.run(&two.url(), Stop::Count(150), 1).await.unwrap(), counts);
-        assert!(counts.committed > 100 && counts.rolled_back > 0 && counts.retried == 0, "{major}: {counts:?}");
+        assert!(
+            counts.committed > 100 && counts.rolled_back > 0 && counts.retried == 0,
+            "{major}: {counts:?}"
+        );
         for (operation, _) in Operation::USUAL {
-            assert!(counts.operations.get(&operation).is_some_and(|count| *count > 0), "{major}: no {operation:?}");
+            assert!(
+                counts.operations.get(&operation).is_some_and(|count| *count > 0),
+                "{major}: no {operation:?}"
+            );
         }
         let mut source = SourceRows::new(one.client().await.unwrap()).await.unwrap();
         let mut target = SourceRows::new(two.client().await.unwrap()).await.unwrap();
@@ -78,9 +92,15 @@ async fn changes_reach_a_slot_with_streaming_and_unchanged_toast() {
         let database = server.create_database().await.unwrap();
         let mut workload = filled(&database, 3).await;
         let client = database.client().await.unwrap();
-        client.batch_execute("SELECT pg_create_logical_replication_slot('changes', 'test_decoding')").await.unwrap();
+        client
+            .batch_execute("SELECT pg_create_logical_replication_slot('changes', 'test_decoding')")
+            .await
+            .unwrap();
         workload.run(&database.url(), Stop::Count(100), 2).await.unwrap();
-        let rows = client.query("SELECT data FROM pg_logical_slot_peek_changes('changes', NULL, NULL)", &[]).await.unwrap();
+        let rows = client
+            .query("SELECT data FROM pg_logical_slot_peek_changes('changes', NULL, NULL)", &[])
+            .await
+            .unwrap();
         let count = |text: &str| rows.iter().filter(|row| row.get::<_, &str>(0).contains(text)).count();
         for text in [": INSERT:", ": UPDATE:", ": DELETE:", "unchanged-toast-datum", "old-key:"] {
             assert!(count(text) > 0, "{major}: no {text}");
@@ -89,5 +109,23 @@ async fn changes_reach_a_slot_with_streaming_and_unchanged_toast() {
             let sql = "SELECT spill_count + stream_count > 0 FROM pg_stat_replication_slots WHERE slot_name = 'changes'";
             assert!(client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0), "{major}: nothing spilled");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_deadlock_is_begun_again_until_it_commits() {
+    for major in [10, 18] {
+        let server = Server::shared(major).await.unwrap();
+        let database = server.create_database().await.unwrap();
+        let client = database.client().await.unwrap();
+        let weights =
+            [(Operation::KeySwap, 1), (Operation::UpdateMany, 2), (Operation::DeleteAndInsert, 1)].into();
+        let options = Options { weights, narrow_tables: 1, operations_max: 12, ..Options::default() };
+        let mut workload = Workload::new(5, options);
+        workload.create_schema(&client).await.unwrap();
+        workload.fill(&client, 10).await.unwrap();
+        let counts = workload.run(&database.url(), Stop::Count(60), 4).await.unwrap();
+        assert_eq!(counts.committed + counts.rolled_back, 240, "{major}");
+        assert!(counts.retried > 0, "{major}: no two sessions met");
     }
 }

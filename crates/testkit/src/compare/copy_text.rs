@@ -40,7 +40,12 @@ fn parse_cell(cell: &[u8]) -> Result<Option<String>> {
     String::from_utf8(bytes).map(Some).context("a COPY cell is not UTF-8")
 }
 
-fn digits(mut value: u32, base: u32, most: usize, rest: &mut std::iter::Peekable<impl Iterator<Item = u8>>) -> u8 {
+fn digits(
+    mut value: u32,
+    base: u32,
+    most: usize,
+    rest: &mut std::iter::Peekable<impl Iterator<Item = u8>>,
+) -> u8 {
     for _ in 0..most {
         let Some(digit) = rest.peek().and_then(|byte| char::from(*byte).to_digit(base)) else { break };
         value = value * base + digit;
@@ -50,6 +55,7 @@ fn digits(mut value: u32, base: u32, most: usize, rest: &mut std::iter::Peekable
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::parse_line;
 
@@ -57,7 +63,15 @@ mod tests {
     fn escapes_nulls_and_empty_cells_are_told_apart() {
         let row = parse_line(b"a\\tb\t\\N\t\t\\\\N\t\\b\\f\\n\\r\\v\t\\101\\x41\\x4\\q\t\xc3\xa4").unwrap();
         let cells: Vec<Option<&str>> = row.iter().map(Option::as_deref).collect();
-        let expected = [Some("a\tb"), None, Some(""), Some("\\N"), Some("\u{8}\u{c}\n\r\u{b}"), Some("AA\u{4}q"), Some("ä")];
+        let expected = [
+            Some("a\tb"),
+            None,
+            Some(""),
+            Some("\\N"),
+            Some("\u{8}\u{c}\n\r\u{b}"),
+            Some("AA\u{4}q"),
+            Some("ä"),
+        ];
         assert_eq!(cells, expected);
         assert!(parse_line(b"a\\").is_err());
         assert!(parse_line(b"\xff").is_err());

@@ -30,7 +30,9 @@ pub async fn compare(
             note(&mut report, most, table, None, None, DifferenceKind::MissingTable);
             continue;
         };
-        compare_table(table, from, to, most, &mut report).await.with_context(|| format!("comparing {table}"))?;
+        compare_table(table, from, to, most, &mut report)
+            .await
+            .with_context(|| format!("comparing {table}"))?;
     }
     Ok(report)
 }
@@ -97,18 +99,33 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn new(name: &'static str, table: &ComparedTable, stream: RowStream<'a>) -> Self {
-        Self { name, width: table.columns.len(), order: table.order(), unique: !table.key.is_empty(), stream, row: None }
+        Self {
+            name,
+            width: table.columns.len(),
+            order: table.order(),
+            unique: !table.key.is_empty(),
+            stream,
+            row: None,
+        }
     }
 
     async fn advance(&mut self) -> Result<()> {
-        let next = self.stream.next().await.transpose().with_context(|| format!("reading the {}", self.name))?;
+        let next =
+            self.stream.next().await.transpose().with_context(|| format!("reading the {}", self.name))?;
         if let Some(next) = &next {
             // COPY writes a row without columns as an empty line, which reads as one empty cell.
-            ensure!(next.len() == self.width.max(1), "the {} gives {} cells for {} columns", self.name, next.len(), self.width);
+            ensure!(
+                next.len() == self.width.max(1),
+                "the {} gives {} cells for {} columns",
+                self.name,
+                next.len(),
+                self.width
+            );
             if let Some(last) = &self.row {
                 let order = by_order(&self.order, last, next);
                 // A key twice is a fault of the target that the merge reports as an extra row.
-                let fits = order == Ordering::Less || (order == Ordering::Equal && (!self.unique || self.name == "target"));
+                let fits = order == Ordering::Less
+                    || (order == Ordering::Equal && (!self.unique || self.name == "target"));
                 ensure!(fits, "the {} does not give its rows in the order of their key's text", self.name);
             }
         }
@@ -132,7 +149,14 @@ fn by_order(order: &[usize], one: &Row, two: &Row) -> Ordering {
     Ordering::Equal
 }
 
-fn note(report: &mut Report, most: usize, table: &ComparedTable, row: Option<&Row>, column: Option<&String>, kind: DifferenceKind) {
+fn note(
+    report: &mut Report,
+    most: usize,
+    table: &ComparedTable,
+    row: Option<&Row>,
+    column: Option<&String>,
+    kind: DifferenceKind,
+) {
     report.found += 1;
     if report.differences.len() < most {
         let key = row.map(|row| table.order().iter().filter_map(|at| row.get(*at)).map(shortened).collect());

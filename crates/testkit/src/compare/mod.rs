@@ -23,7 +23,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::Stream;
 
-pub use copy_text::{parse_line, Row};
+pub use copy_text::{Row, parse_line};
 pub use merge::compare;
 pub use source::{SourceRows, tables};
 
@@ -104,7 +104,13 @@ pub struct Report {
 impl Report {
     /// Fails with the listed differences unless both sides are equal.
     pub fn assert_equal(&self) -> Result<()> {
-        anyhow::ensure!(self.found == 0, "{} differences in {} rows, the first: {:#?}", self.found, self.rows, self.differences);
+        anyhow::ensure!(
+            self.found == 0,
+            "{} differences in {} rows, the first: {:#?}",
+            self.found,
+            self.rows,
+            self.differences
+        );
         Ok(())
     }
 }

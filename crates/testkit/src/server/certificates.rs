@@ -50,7 +50,8 @@ impl Certificates {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.distinguished_name.push(DnType::CommonName, user);
         let key = KeyPair::generate()?;
-        let (certificate_path, key_path) = (self.folder.join(format!("{user}.crt")), self.folder.join(format!("{user}.key")));
+        let (certificate_path, key_path) =
+            (self.folder.join(format!("{user}.crt")), self.folder.join(format!("{user}.key")));
         fs::write(&certificate_path, params.signed_by(&key, &self.authority)?.pem())?;
         write_key(&key_path, &key)?;
         Ok((certificate_path, key_path))

@@ -81,7 +81,9 @@ impl Drop for Database {
         });
         match cleaner.join() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => run_folder::warn(&format!("database {} stays until its server ends: {error:#}", self.name)),
+            Ok(Err(error)) => {
+                run_folder::warn(&format!("database {} stays until its server ends: {error:#}", self.name))
+            }
             Err(_) => run_folder::warn(&format!("database {} stays: its clean-up panicked", self.name)),
         }
     }
@@ -109,7 +111,10 @@ async fn clean_up(server: &Server, name: &str) -> Result<()> {
             .await?;
         match drop_slots_and_database(&client, name).await {
             Ok(()) => return Ok(()),
-            Err(error) => last = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
+            Err(error) => {
+                last =
+                    error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+            }
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
@@ -118,7 +123,10 @@ async fn clean_up(server: &Server, name: &str) -> Result<()> {
 
 async fn drop_slots_and_database(client: &Client, name: &str) -> Result<(), tokio_postgres::Error> {
     client
-        .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1", &[&name])
+        .execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1",
+            &[&name],
+        )
         .await?;
     client.batch_execute(&format!("DROP DATABASE {name}")).await
 }

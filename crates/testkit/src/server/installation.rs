@@ -24,7 +24,8 @@ pub fn cache() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("XDG_CACHE_HOME") {
         return Ok(PathBuf::from(folder).join("pgferry"));
     }
-    let home = std::env::var_os("HOME").context("neither PGFERRY_CACHE nor XDG_CACHE_HOME nor HOME is set")?;
+    let home =
+        std::env::var_os("HOME").context("neither PGFERRY_CACHE nor XDG_CACHE_HOME nor HOME is set")?;
     Ok(PathBuf::from(home).join(".cache").join("pgferry"))
 }
 
@@ -62,7 +63,8 @@ impl Installation {
         };
         let account = if root() { Some(postgres_account()?) } else { None };
         let mut found = Self { major, version: String::new(), programs, libraries, account };
-        let output = found.command("postgres").arg("--version").output().context("cannot run postgres --version")?;
+        let output =
+            found.command("postgres").arg("--version").output().context("cannot run postgres --version")?;
         let text = String::from_utf8_lossy(&output.stdout);
         let Some(version) = text.split_whitespace().nth(2) else {
             bail!(
@@ -105,7 +107,8 @@ impl Installation {
     /// Gives a file or folder to the user the server runs as.
     pub(crate) fn give(&self, path: &Path) -> Result<()> {
         if let Some((user, group)) = self.account {
-            chown(path, Some(user), Some(group)).with_context(|| format!("cannot change the owner of {}", path.display()))?;
+            chown(path, Some(user), Some(group))
+                .with_context(|| format!("cannot change the owner of {}", path.display()))?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 //! with the test process; a stopped server keeps its port and data for the next start.
 //!
 //! Why a process of our own and not `pg_ctl start`: the handle is the process, so its end can be waited for.
-//! Limits: standbys and `pg_promote` by `pg_ctl`, because 10 and 13 have no SQL function for it in common.
+//! Limits: standbys are promoted by `pg_ctl`, because 10 has no SQL function for it.
 
 mod certificates;
 mod database;
@@ -178,7 +178,9 @@ impl Server {
         for _ in 0..500 {
             // A session takes over new settings between two statements, once its signal has arrived.
             let now: String = client.query_one(loaded, &[]).await?.get(0);
-            if now != before && self.client("postgres").await?.query_one(loaded, &[]).await?.get::<_, String>(0) != before {
+            if now != before
+                && self.client("postgres").await?.query_one(loaded, &[]).await?.get::<_, String>(0) != before
+            {
                 return Ok(());
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -214,7 +216,8 @@ impl Server {
         if self.running() {
             return Ok(());
         }
-        let (postmaster, _) = Postmaster::start(&self.0.installation, &self.0.folder, Some(self.port())).await?;
+        let (postmaster, _) =
+            Postmaster::start(&self.0.installation, &self.0.folder, Some(self.port())).await?;
         *self.postmaster() = Some(postmaster);
         Ok(())
     }

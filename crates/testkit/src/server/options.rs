@@ -42,6 +42,7 @@ impl ServerOptions {
     }
 
     /// Sets `name` in `postgresql.conf`.
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and texts are given as they stand")]
     pub fn set(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.push((name.to_owned(), value.to_string()));
         self
@@ -71,7 +72,12 @@ impl ServerOptions {
     }
 
     /// Writes `postgresql.conf`, `pg_hba.conf` and the certificates into a data folder copied from the template.
-    pub(crate) fn write(&self, installation: &Installation, data: &Path, socket: &Path) -> Result<Option<Certificates>> {
+    pub(crate) fn write(
+        &self,
+        installation: &Installation,
+        data: &Path,
+        socket: &Path,
+    ) -> Result<Option<Certificates>> {
         let mut conf = fs::read_to_string(data.join("postgresql.conf"))?;
         conf.push('\n');
         let mut add = |name: &str, value: &str| {

@@ -70,7 +70,11 @@ enum Attempt {
 
 impl Postmaster {
     /// Starts a server in `folder` and waits until it answers. With `port` it keeps to that port.
-    pub(crate) async fn start(installation: &Installation, folder: &Path, port: Option<u16>) -> Result<(Self, u16)> {
+    pub(crate) async fn start(
+        installation: &Installation,
+        folder: &Path,
+        port: Option<u16>,
+    ) -> Result<(Self, u16)> {
         let until = Instant::now() + START_LIMIT;
         let mut attempts = 0;
         while Instant::now() < until {
@@ -90,10 +94,18 @@ impl Postmaster {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        bail!("the server did not start within {START_LIMIT:?}; last lines of its log:\n{}", log_tail(folder, 20))
+        bail!(
+            "the server did not start within {START_LIMIT:?}; last lines of its log:\n{}",
+            log_tail(folder, 20)
+        )
     }
 
-    async fn attempt(installation: &Installation, folder: &Path, port: u16, until: Instant) -> Result<Attempt> {
+    async fn attempt(
+        installation: &Installation,
+        folder: &Path,
+        port: u16,
+        until: Instant,
+    ) -> Result<Attempt> {
         let log_path = folder.join("server.log");
         let log = File::options().create(true).append(true).open(&log_path)?;
         let start_of_log = log.metadata()?.len() as usize;
@@ -179,7 +191,12 @@ impl Drop for Postmaster {
 
 async fn answers(socket: &Path, port: u16) -> bool {
     let mut config = tokio_postgres::Config::new();
-    config.host_path(socket).port(port).user("postgres").dbname("postgres").connect_timeout(Duration::from_secs(5));
+    config
+        .host_path(socket)
+        .port(port)
+        .user("postgres")
+        .dbname("postgres")
+        .connect_timeout(Duration::from_secs(5));
     let Ok((client, connection)) = config.connect(NoTls).await else {
         return false;
     };

@@ -39,7 +39,8 @@ impl Server {
         self.0.installation.give(&folder)?;
         self.copy_data(&primary, &folder.join("data")).await?;
         let socket = self.socket_dir();
-        let from = format!("host={} port={} user=postgres application_name={slot}", socket.display(), self.port());
+        let from =
+            format!("host={} port={} user=postgres application_name={slot}", socket.display(), self.port());
         let installation = self.0.installation.clone();
         let follow = move |data: &Path| follow(&installation, data, &from, &slot);
         let base = ServerOptions { tls: false, ..options };
@@ -50,7 +51,10 @@ impl Server {
         let (start, stop) = if self.major() >= 15 {
             ("SELECT pg_backup_start('standby', true)", "SELECT labelfile FROM pg_backup_stop(false)")
         } else {
-            ("SELECT pg_start_backup('standby', true, false)", "SELECT labelfile FROM pg_stop_backup(false, false)")
+            (
+                "SELECT pg_start_backup('standby', true, false)",
+                "SELECT labelfile FROM pg_stop_backup(false, false)",
+            )
         };
         primary.batch_execute(start).await?;
         let (from, target) = (self.data_dir(), to.to_owned());
@@ -77,7 +81,8 @@ impl Server {
 
     /// Waits until this standby has replayed what `primary` has written by now.
     pub async fn catch_up_with(&self, primary: &Server) -> Result<()> {
-        let written = primary.client("postgres").await?.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?;
+        let written =
+            primary.client("postgres").await?.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?;
         let written: String = written.get(0);
         let client = self.client("postgres").await?;
         let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn");
@@ -93,7 +98,8 @@ impl Server {
 
 /// Copies the folder of a running server. Files that go away meanwhile are no loss: replaying WAL removes them too.
 fn copy_live(from: &Path, to: &Path) -> Result<()> {
-    let output = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).env("LC_ALL", "C").output()?;
+    let output =
+        Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).env("LC_ALL", "C").output()?;
     let text = String::from_utf8_lossy(&output.stderr);
     if text.lines().any(|line| !line.contains("No such file")) {
         bail!("cannot copy the primary's data: {text}");

@@ -53,18 +53,24 @@ pub fn cases(version_num: u32) -> Vec<TypeCase> {
 /// The cases of hstore and citext; a server has them when `pg_available_extensions` lists both.
 pub fn extension_cases() -> Vec<TypeCase> {
     vec![
-        case("c_hstore", "hstore", &["''", r#"'a=>1, b=>NULL, "c d"=>"e \"f\" => g"'"#, "hstore('ä', repeat('x', 3000))"]),
+        case(
+            "c_hstore",
+            "hstore",
+            &["''", r#"'a=>1, b=>NULL, "c d"=>"e \"f\" => g"'"#, "hstore('ä', repeat('x', 3000))"],
+        ),
         case("c_citext", "citext", &["''", "'MiXed Ä'", "E'tab\\tnew\\nline'"]),
         case("c_hstore_array", "hstore[]", &["ARRAY['a=>1'::hstore, NULL]"]),
     ]
 }
 
 /// The statements of [`extension_cases`] that make their types.
-pub const EXTENSION_SQL: &str = "CREATE EXTENSION IF NOT EXISTS hstore; CREATE EXTENSION IF NOT EXISTS citext;";
+pub const EXTENSION_SQL: &str =
+    "CREATE EXTENSION IF NOT EXISTS hstore; CREATE EXTENSION IF NOT EXISTS citext;";
 
 /// Makes the types and `table` (SQL, quoted if need be): `id int PRIMARY KEY` and a column per case.
 pub fn create_sql(table: &str, cases: &[TypeCase], version_num: u32) -> String {
-    let columns: Vec<String> = cases.iter().map(|case| format!("  {} {}", case.column, case.sql_type)).collect();
+    let columns: Vec<String> =
+        cases.iter().map(|case| format!("  {} {}", case.column, case.sql_type)).collect();
     format!(
         "{}\nCREATE TABLE {table} (\n  id int PRIMARY KEY,\n{}\n);",
         structured::types_sql(version_num),

@@ -162,7 +162,10 @@ impl Workload {
         let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
         let version = row.get::<_, i32>(0) as u32;
         self.tables = schema::tables(&self.options, version);
-        client.batch_execute(&schema::create_sql(&self.tables, version)).await.context("cannot make the workload's tables")
+        client
+            .batch_execute(&schema::create_sql(&self.tables, version))
+            .await
+            .context("cannot make the workload's tables")
     }
 
     /// The tables of [`Workload::create_schema`].
@@ -179,7 +182,10 @@ impl Workload {
             for first in (1..=most).step_by(step as usize) {
                 let keys: Vec<u64> = (first..=most.min(first + step - 1)).collect();
                 for sql in table.insert_sql(&keys, &mut random) {
-                    client.batch_execute(&sql).await.with_context(|| format!("cannot fill {}", table.name))?;
+                    client
+                        .batch_execute(&sql)
+                        .await
+                        .with_context(|| format!("cannot fill {}", table.name))?;
                 }
             }
         }
@@ -194,7 +200,8 @@ impl Workload {
     }
 
     fn transactions(&self, session: u64, concurrency: u64) -> transaction::Transactions {
-        let lane = transaction::Lane { run: self.runs, session, sessions: concurrency.max(1), filled: self.filled };
+        let lane =
+            transaction::Lane { run: self.runs, session, sessions: concurrency.max(1), filled: self.filled };
         transaction::Transactions::new(self.seed, lane, self.options.clone(), self.tables.clone())
     }
 
@@ -211,7 +218,9 @@ impl Workload {
         let (halt, config) = (Arc::new(halt), Arc::new(config));
         let until = match stop {
             Stop::Count(count) => session::Until { transactions: count, instant: None },
-            Stop::After(time) => session::Until { transactions: u64::MAX, instant: Some(Instant::now() + time) },
+            Stop::After(time) => {
+                session::Until { transactions: u64::MAX, instant: Some(Instant::now() + time) }
+            }
         };
         let sessions = (0..concurrency.max(1))
             .map(|number| {

@@ -86,7 +86,9 @@ impl Table {
     pub(super) fn insert_sql(&self, keys: &[u64], random: &mut SeededRandom) -> Vec<String> {
         if self.kind == Kind::EveryType {
             let rows = self.cases.iter().map(|case| case.values.len()).max().unwrap_or(0) as u64;
-            let row = |key: &u64| types::insert_row_sql(&self.name, &self.cases, *key as i64, random.below(rows + 1) as usize);
+            let row = |key: &u64| {
+                types::insert_row_sql(&self.name, &self.cases, *key as i64, random.below(rows + 1) as usize)
+            };
             return keys.iter().map(row).collect();
         }
         let mut names = vec![self.key_column()];
@@ -118,7 +120,8 @@ impl Table {
             return format!("{} = {value}", case.column);
         }
         // External values stay alone mostly: that an unchanged one is not sent is what the table is for.
-        let small: Vec<_> = self.columns.iter().filter(|(_, value)| !matches!(value, Value::External)).collect();
+        let small: Vec<_> =
+            self.columns.iter().filter(|(_, value)| !matches!(value, Value::External)).collect();
         let all: Vec<_> = self.columns.iter().collect();
         let from = if random.chance(80) { &small } else { &all };
         let (first, count) = (random.index(from.len()), random.between(1, 3).min(from.len() as u64) as usize);
@@ -140,12 +143,19 @@ impl Value {
         }
         match self {
             Self::Number => (random.next() as i64 >> random.below(63)).to_string(),
-            Self::Text => format!("'{:x} {}'", random.next(), ["", "ä 漢 🧀", "it''s", "tab\tnew\nline", "\\N"][random.index(5)]),
+            Self::Text => format!(
+                "'{:x} {}'",
+                random.next(),
+                ["", "ä 漢 🧀", "it''s", "tab\tnew\nline", "\\N"][random.index(5)]
+            ),
             Self::Amount => format!("{}.{:02}", random.below(1_000_000), random.below(100)),
             Self::Time => format!("to_timestamp({}.{:03})", random.below(1 << 32), random.below(1000)),
             Self::External => {
                 let pieces = random.between(10_000 / 32 + 1, 30_000 / 32);
-                format!("(SELECT string_agg(md5('{:x}' || n), '') FROM generate_series(1, {pieces}) AS n)", random.next())
+                format!(
+                    "(SELECT string_agg(md5('{:x}' || n), '') FROM generate_series(1, {pieces}) AS n)",
+                    random.next()
+                )
             }
         }
     }
@@ -171,9 +181,19 @@ pub(super) fn tables(options: &Options, version: u32) -> Vec<Table> {
             Table::new(&format!("public.narrow_{number}"), kind, narrow)
         })
         .collect();
-    tables.push(Table::new("public.toasted", Kind::Toast, &[("n", Number), ("big", External), ("t", Text), ("bigger", External)]));
+    tables.push(Table::new(
+        "public.toasted",
+        Kind::Toast,
+        &[("n", Number), ("big", External), ("t", Text), ("bigger", External)],
+    ));
     tables.push(Table::new("public.composite_key", Kind::CompositeKey, narrow));
-    let odd = [("\"Käse & \"\"Mäuse\"\"\"", Text), ("\"with blank\"", Number), ("\"dot.ted\"", Amount), ("\"🧀\"", Time), ("\"SELECT\"", Text)];
+    let odd = [
+        ("\"Käse & \"\"Mäuse\"\"\"", Text),
+        ("\"with blank\"", Number),
+        ("\"dot.ted\"", Amount),
+        ("\"🧀\"", Time),
+        ("\"SELECT\"", Text),
+    ];
     tables.push(Table::new("\"Odd schema.ü\".\"Mäuse & \"\"Käse\"\" 🐭.x\"", Kind::OddNames, &odd));
     tables.push(Table::new("public.keyless", Kind::Keyless, narrow));
     if version >= 130_000 {
@@ -186,7 +206,10 @@ pub(super) fn tables(options: &Options, version: u32) -> Vec<Table> {
     let mut every = Table::new("public.every_type", Kind::EveryType, &[]);
     every.cases = types::cases(version);
     tables.push(every);
-    tables.extend((0..options.empty_tables).map(|number| Table::new(&format!("public.empty_{number}"), Kind::Empty, narrow)));
+    tables.extend(
+        (0..options.empty_tables)
+            .map(|number| Table::new(&format!("public.empty_{number}"), Kind::Empty, narrow)),
+    );
     tables
 }
 
@@ -217,13 +240,18 @@ fn create_table_sql(table: &Table, version: u32) -> String {
     let body = format!("CREATE TABLE {name} ({})", columns.join(", "));
     match table.kind {
         Kind::Partitioned => {
-            let partition =
-                |rest: u32| format!("CREATE TABLE {name}_{rest} PARTITION OF {name} FOR VALUES WITH (MODULUS 3, REMAINDER {rest});");
+            let partition = |rest: u32| {
+                format!(
+                    "CREATE TABLE {name}_{rest} PARTITION OF {name} FOR VALUES WITH (MODULUS 3, REMAINDER {rest});"
+                )
+            };
             format!("{body} PARTITION BY HASH (id);{}{}{}", partition(0), partition(1), partition(2))
         }
         Kind::Keyless => format!("{body}; ALTER TABLE {name} REPLICA IDENTITY FULL;"),
         Kind::Toast => {
-            format!("{body}; ALTER TABLE {name} ALTER big SET STORAGE EXTERNAL, ALTER bigger SET STORAGE EXTERNAL;")
+            format!(
+                "{body}; ALTER TABLE {name} ALTER big SET STORAGE EXTERNAL, ALTER bigger SET STORAGE EXTERNAL;"
+            )
         }
         _ => format!("{body};"),
     }

@@ -27,10 +27,17 @@ pub(super) async fn run(
     halt: watch::Receiver<bool>,
 ) -> Result<Counts> {
     let client = connect(&config).await?;
-    client.batch_execute("SET deadlock_timeout = '20ms'; SET lock_timeout = '20s'; SET statement_timeout = '60s'").await?;
+    client
+        .batch_execute(
+            "SET deadlock_timeout = '20ms'; SET lock_timeout = '20s'; SET statement_timeout = '60s'",
+        )
+        .await?;
     let mut counts = Counts::default();
     let mut sent = 0;
-    while sent < until.transactions && !*halt.borrow() && until.instant.is_none_or(|instant| Instant::now() < instant) {
+    while sent < until.transactions
+        && !*halt.borrow()
+        && until.instant.is_none_or(|instant| Instant::now() < instant)
+    {
         let transaction = source.next();
         perform(&client, &transaction, &mut counts).await?;
         sent += 1;
@@ -66,7 +73,10 @@ async fn perform(client: &Client, transaction: &Transaction, counts: &mut Counts
     bail!("a transaction met other sessions {RETRIES} times in a row")
 }
 
-async fn send<'a>(client: &Client, transaction: &'a Transaction) -> Result<(), (&'a str, tokio_postgres::Error)> {
+async fn send<'a>(
+    client: &Client,
+    transaction: &'a Transaction,
+) -> Result<(), (&'a str, tokio_postgres::Error)> {
     for statement in &transaction.statements {
         client.batch_execute(statement).await.map_err(|error| (statement.as_str(), error))?;
     }

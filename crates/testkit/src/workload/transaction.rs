@@ -48,7 +48,8 @@ impl Transactions {
 
     pub(super) fn next(&mut self) -> Transaction {
         let commits = !self.random.chance(self.options.rolled_back_percent);
-        let mut transaction = Transaction { statements: vec!["BEGIN".to_owned()], commits, operations: BTreeMap::new() };
+        let mut transaction =
+            Transaction { statements: vec!["BEGIN".to_owned()], commits, operations: BTreeMap::new() };
         let count = self.random.between(1, self.options.operations_max.max(1));
         for _ in 0..count {
             let operation = self.operation();
@@ -107,7 +108,9 @@ impl Transactions {
             Operation::Message => {
                 let transactional = self.random.chance(50);
                 let text = self.random.next();
-                out.push(format!("SELECT pg_logical_emit_message({transactional}, 'testkit', 'message {text:x} ä')"));
+                out.push(format!(
+                    "SELECT pg_logical_emit_message({transactional}, 'testkit', 'message {text:x} ä')"
+                ));
             }
             Operation::Empty => {}
         }
@@ -115,7 +118,8 @@ impl Transactions {
 
     /// A table that takes rows and fits.
     fn table(&mut self, fits: impl Fn(&Table) -> bool) -> Table {
-        let fitting: Vec<&Table> = self.tables.iter().filter(|table| table.kind.filled() && fits(table)).collect();
+        let fitting: Vec<&Table> =
+            self.tables.iter().filter(|table| table.kind.filled() && fits(table)).collect();
         // Large rows are chosen less often: they would take all the time.
         let mut table = fitting[self.random.index(fitting.len())];
         if table.kind.large() && self.random.chance(50) {
@@ -130,12 +134,16 @@ impl Transactions {
             let number = self.random.below(self.fresh);
             return self.fresh_key(number);
         }
-        let filled = if table.kind.large() { (self.lane.filled / 10).clamp(1, 1000) } else { self.lane.filled.max(1) };
+        let filled =
+            if table.kind.large() { (self.lane.filled / 10).clamp(1, 1000) } else { self.lane.filled.max(1) };
         self.random.between(1, filled)
     }
 
     fn fresh_key(&self, number: u64) -> u64 {
-        FRESH_FROM.max(self.lane.filled + 1) + self.lane.run * RUN_ROOM + number * self.lane.sessions + self.lane.session
+        FRESH_FROM.max(self.lane.filled + 1)
+            + self.lane.run * RUN_ROOM
+            + number * self.lane.sessions
+            + self.lane.session
     }
 
     fn new_key(&mut self) -> u64 {
@@ -162,7 +170,11 @@ impl Transactions {
         let (first, count) = (self.key(&table), self.random.between(2, 40));
         let set = table.set_sql(&mut self.random);
         let key = table.key_column();
-        out.push(format!("UPDATE {} SET {set} WHERE {key} BETWEEN {first} AND {}", table.name, first + count));
+        out.push(format!(
+            "UPDATE {} SET {set} WHERE {key} BETWEEN {first} AND {}",
+            table.name,
+            first + count
+        ));
     }
 
     fn key_change(&mut self, out: &mut Vec<String>) {
@@ -203,7 +215,11 @@ impl Transactions {
     /// Changes within a savepoint, a second one nested in it half of the time, with the opposite end.
     fn savepoint(&mut self, out: &mut Vec<String>, released: bool) {
         let end = |name: &str, released: bool| {
-            if released { format!("RELEASE SAVEPOINT {name}") } else { format!("ROLLBACK TO SAVEPOINT {name}") }
+            if released {
+                format!("RELEASE SAVEPOINT {name}")
+            } else {
+                format!("ROLLBACK TO SAVEPOINT {name}")
+            }
         };
         out.push("SAVEPOINT outer_point".to_owned());
         self.insert(2, out);
@@ -219,8 +235,13 @@ impl Transactions {
     }
 
     fn truncate(&mut self, out: &mut Vec<String>, most: usize) {
-        let tables: Vec<Table> =
-            self.tables.iter().filter(|table| matches!(table.kind, Kind::Truncated | Kind::Empty)).take(most).cloned().collect();
+        let tables: Vec<Table> = self
+            .tables
+            .iter()
+            .filter(|table| matches!(table.kind, Kind::Truncated | Kind::Empty))
+            .take(most)
+            .cloned()
+            .collect();
         if tables.is_empty() {
             return;
         }
