@@ -17,6 +17,7 @@ const ODD: &[&str] = &[
     "'\u{feff}byte order mark'",
 ];
 
+// tidy: waive function-length: one table of values, read line by line
 pub(super) fn cases() -> Vec<TypeCase> {
     let mut long = ODD.to_vec();
     long.push("(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 32768) AS n)");
