@@ -45,15 +45,9 @@ pub struct CellRef {
 
 impl CellRef {
     /// SQL NULL.
-    pub const NULL: CellRef = CellRef {
-        offset: 0,
-        tag: NULL,
-    };
+    pub const NULL: CellRef = CellRef { offset: 0, tag: NULL };
     /// An unchanged TOAST value that the source did not send.
-    pub const UNCHANGED: CellRef = CellRef {
-        offset: 0,
-        tag: UNCHANGED,
-    };
+    pub const UNCHANGED: CellRef = CellRef { offset: 0, tag: UNCHANGED };
 
     /// Whether this is an unchanged TOAST value.
     #[inline]
@@ -149,11 +143,7 @@ fn resolve(cell: CellRef, arena: &[u8]) -> Cell<'_> {
         tag => {
             let start = cell.offset as usize;
             let bytes = &arena[start..start + (tag & LENGTH_MASK) as usize];
-            if tag & BINARY_BIT == 0 {
-                Cell::Text(bytes)
-            } else {
-                Cell::Binary(bytes)
-            }
+            if tag & BINARY_BIT == 0 { Cell::Text(bytes) } else { Cell::Binary(bytes) }
         }
     }
 }
@@ -188,13 +178,7 @@ impl Batch {
     /// An empty batch of a table.
     pub fn new(table: Arc<Table>) -> Self {
         let width = table.columns.len();
-        Batch {
-            table,
-            width,
-            arena: Vec::new(),
-            cells: Vec::new(),
-            rows: Vec::new(),
-        }
+        Batch { table, width, arena: Vec::new(), cells: Vec::new(), rows: Vec::new() }
     }
 
     /// An empty batch with room for `rows` rows and `bytes` bytes of values.
@@ -226,9 +210,7 @@ impl Batch {
 
     /// Bytes of memory that the content takes.
     pub fn bytes(&self) -> usize {
-        self.arena.len()
-            + self.cells.len() * size_of::<CellRef>()
-            + self.rows.len() * SIZE_OF_ROW_ENTRY
+        self.arena.len() + self.cells.len() * size_of::<CellRef>() + self.rows.len() * SIZE_OF_ROW_ENTRY
     }
 
     /// Bytes of values.
@@ -239,13 +221,7 @@ impl Batch {
     /// Starts a row without tuples; the caller then starts each tuple and pushes one cell per column.
     #[inline]
     pub fn start_row(&mut self, op: Op, sequence: u32) {
-        self.rows.push(RowEntry {
-            sequence,
-            new: NO_TUPLE,
-            old: NO_TUPLE,
-            op,
-            old_is_full: false,
-        });
+        self.rows.push(RowEntry { sequence, new: NO_TUPLE, old: NO_TUPLE, op, old_is_full: false });
     }
 
     /// Starts the new tuple of the last row.
@@ -310,11 +286,7 @@ impl Batch {
             return true;
         };
         let tuples = usize::from(row.new != NO_TUPLE) + usize::from(row.old != NO_TUPLE);
-        let first = if row.new == NO_TUPLE {
-            row.old
-        } else {
-            row.new.min(row.old)
-        };
+        let first = if row.new == NO_TUPLE { row.old } else { row.new.min(row.old) };
         tuples == 0 || self.cells.len() - first as usize == tuples * self.width
     }
 
@@ -340,18 +312,12 @@ impl Batch {
 
     /// Index of the first cell of a change's new tuple, for [`Batch::tuple`].
     pub fn new_tuple_at(&self, index: usize) -> Option<u32> {
-        self.rows
-            .get(index)
-            .map(|row| row.new)
-            .filter(|&first| first != NO_TUPLE)
+        self.rows.get(index).map(|row| row.new).filter(|&first| first != NO_TUPLE)
     }
 
     /// Index of the first cell of a change's old tuple, for [`Batch::tuple`].
     pub fn old_tuple_at(&self, index: usize) -> Option<u32> {
-        self.rows
-            .get(index)
-            .map(|row| row.old)
-            .filter(|&first| first != NO_TUPLE)
+        self.rows.get(index).map(|row| row.old).filter(|&first| first != NO_TUPLE)
     }
 
     /// The tuple whose first cell has the index `first`.
@@ -359,10 +325,7 @@ impl Batch {
     pub fn tuple(&self, first: u32) -> Option<Row<'_>> {
         let first = first as usize;
         let cells = self.cells.get(first..first.checked_add(self.width)?)?;
-        Some(Row {
-            cells,
-            arena: &self.arena,
-        })
+        Some(Row { cells, arena: &self.arena })
     }
 
     /// Lets a column of the tuple at `into` refer to the value that the tuple at `from` has: both share the bytes.
@@ -375,23 +338,14 @@ impl Batch {
 
     /// Whether the column of the tuple at `first` is an unchanged TOAST value.
     pub fn is_unchanged(&self, first: u32, column: usize) -> bool {
-        self.cells
-            .get(first as usize + column)
-            .is_some_and(|cell| cell.is_unchanged())
+        self.cells.get(first as usize + column).is_some_and(|cell| cell.is_unchanged())
     }
 }
 
 #[inline]
 fn reference(offset: u32, len: usize, format: CellFormat) -> CellRef {
     let length = len as u32 & LENGTH_MASK;
-    CellRef {
-        offset,
-        tag: if format == CellFormat::Binary {
-            length | BINARY_BIT
-        } else {
-            length
-        },
-    }
+    CellRef { offset, tag: if format == CellFormat::Binary { length | BINARY_BIT } else { length } }
 }
 
 #[cfg(test)]
@@ -440,18 +394,12 @@ mod tests {
         batch.push_value(CellFormat::Text, b"");
         assert!(batch.last_row_is_whole());
         let row = batch.row(0).expect("one row");
-        assert_eq!(
-            (row.op, row.sequence, row.old_is_full),
-            (Op::Update, 7, false)
-        );
+        assert_eq!((row.op, row.sequence, row.old_is_full), (Op::Update, 7, false));
         let new: Vec<_> = row.new.expect("new").cells().collect();
         assert_eq!(new, [Cell::Text(b"42"), Cell::Unchanged, Cell::Null]);
         let old: Vec<_> = row.old.expect("old").cells().collect();
         assert_eq!(old, [Cell::Binary(b"41"), Cell::Null, Cell::Text(b"")]);
-        let (new_at, old_at) = (
-            batch.new_tuple_at(0).expect("new"),
-            batch.old_tuple_at(0).expect("old"),
-        );
+        let (new_at, old_at) = (batch.new_tuple_at(0).expect("new"), batch.old_tuple_at(0).expect("old"));
         batch.share_cell(old_at, new_at, 2);
         assert_eq!(batch.tuple(new_at).expect("new").cell(2), Cell::Text(b""));
         assert!(batch.is_unchanged(new_at, 1));

@@ -85,10 +85,7 @@ pub struct Cure {
 impl Cure {
     /// A cure that is a sentence only.
     pub fn advice(text: impl Into<String>) -> Self {
-        Cure {
-            advice: text.into(),
-            ..Cure::default()
-        }
+        Cure { advice: text.into(), ..Cure::default() }
     }
 
     /// Adds a statement.
@@ -189,10 +186,7 @@ impl Error {
 
     /// Adds the error of a lower floor, for the log; it is never part of `Display`.
     #[must_use]
-    pub fn with_origin(
-        mut self,
-        origin: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
+    pub fn with_origin(mut self, origin: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.origin = Some(origin.into());
         self
     }
@@ -224,11 +218,7 @@ impl Error {
         if let Some(cause) = &self.0.cause {
             return Some(cause.clone());
         }
-        let mut next = self
-            .0
-            .origin
-            .as_deref()
-            .map(|origin| origin as &dyn std::error::Error);
+        let mut next = self.0.origin.as_deref().map(|origin| origin as &dyn std::error::Error);
         let mut parts: Vec<String> = Vec::new();
         while let Some(error) = next {
             let text = error.to_string();
@@ -237,11 +227,7 @@ impl Error {
             }
             next = error.source();
         }
-        if parts.is_empty() {
-            None
-        } else {
-            Some(parts.join(": "))
-        }
+        if parts.is_empty() { None } else { Some(parts.join(": ")) }
     }
 
     /// What to do about it.
@@ -263,10 +249,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0
-            .origin
-            .as_deref()
-            .map(|origin| origin as &(dyn std::error::Error + 'static))
+        self.0.origin.as_deref().map(|origin| origin as &(dyn std::error::Error + 'static))
     }
 }
 
@@ -277,11 +260,8 @@ mod tests {
     #[test]
     fn an_error_is_one_pointer_wide_and_displays_its_problem_only() {
         assert_eq!(size_of::<Error>(), size_of::<usize>());
-        let error = Error::transient(
-            Code::new("connection.unreachable"),
-            "cannot reach the server",
-        )
-        .with_origin(std::io::Error::other("refused"));
+        let error = Error::transient(Code::new("connection.unreachable"), "cannot reach the server")
+            .with_origin(std::io::Error::other("refused"));
         assert_eq!(error.to_string(), "cannot reach the server");
         assert_eq!(error.cause().as_deref(), Some("refused"));
         assert_eq!(error.class(), Class::Transient);

@@ -36,11 +36,7 @@ pub struct Finding {
 
 impl Finding {
     /// A check that passed.
-    pub fn passed(
-        check: &'static str,
-        subject: impl Into<String>,
-        detail: impl Into<String>,
-    ) -> Self {
+    pub fn passed(check: &'static str, subject: impl Into<String>, detail: impl Into<String>) -> Self {
         Finding {
             check,
             subject: subject.into(),

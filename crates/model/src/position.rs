@@ -74,40 +74,17 @@ mod tests {
 
     #[test]
     fn text_form_is_that_of_postgresql_and_comes_back() {
-        for (lsn, text) in [
-            (0u64, "0/0"),
-            (0x16_B374_D848, "16/B374D848"),
-            (u64::MAX, "FFFFFFFF/FFFFFFFF"),
-        ] {
+        for (lsn, text) in [(0u64, "0/0"), (0x16_B374_D848, "16/B374D848"), (u64::MAX, "FFFFFFFF/FFFFFFFF")] {
             assert_eq!(Position::from_lsn(lsn).to_string(), text);
             assert_eq!(text.parse::<Position>(), Ok(Position::from_lsn(lsn)));
         }
-        assert_eq!(
-            "a/b".parse::<Position>(),
-            Ok(Position::from_lsn(0xA_0000_000B))
-        );
+        assert_eq!("a/b".parse::<Position>(), Ok(Position::from_lsn(0xA_0000_000B)));
     }
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in [
-            "",
-            "/",
-            "0",
-            "1/",
-            "/1",
-            "+1/0",
-            "1/ 2",
-            "123456789/0",
-            "0/123456789",
-            "g/0",
-            "1/2/3",
-        ] {
-            assert_eq!(
-                text.parse::<Position>(),
-                Err(ParsePositionError),
-                "{text:?}"
-            );
+        for text in ["", "/", "0", "1/", "/1", "+1/0", "1/ 2", "123456789/0", "0/123456789", "g/0", "1/2/3"] {
+            assert_eq!(text.parse::<Position>(), Err(ParsePositionError), "{text:?}");
         }
     }
 }

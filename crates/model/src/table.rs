@@ -17,10 +17,7 @@ pub struct TableName {
 impl TableName {
     /// From unquoted parts.
     pub fn new(schema: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        TableName {
-            schema: schema.into(),
-            name: name.into(),
-        }
+        TableName { schema: schema.into(), name: name.into() }
     }
 }
 

@@ -12,9 +12,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgferry_model::{
-    Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TransactionMark,
-};
+use pgferry_model::{Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TransactionMark};
 
 /// When to cut.
 #[derive(Clone, Copy, Debug)]
@@ -117,10 +115,7 @@ impl RowWriter<'_> {
 
 impl Drop for RowWriter<'_> {
     fn drop(&mut self) {
-        debug_assert!(
-            self.batch.last_row_is_whole(),
-            "a tuple has not one cell per column"
-        );
+        debug_assert!(self.batch.last_row_is_whole(), "a tuple has not one cell per column");
         *self.bytes += self.batch.bytes() - self.before;
     }
 }
@@ -128,14 +123,7 @@ impl Drop for RowWriter<'_> {
 impl Assembler {
     /// Starts after a position, with the tables of the run and their gates.
     pub(crate) fn new(limits: Limits, tables: Vec<(Arc<Table>, Gate)>, after: Position) -> Self {
-        let lanes = tables
-            .into_iter()
-            .map(|(table, gate)| Lane {
-                table,
-                gate,
-                batch: None,
-            })
-            .collect();
+        let lanes = tables.into_iter().map(|(table, gate)| Lane { table, gate, batch: None }).collect();
         Assembler {
             limits,
             lanes,
@@ -156,10 +144,7 @@ impl Assembler {
 
     /// For tests and measurements of sources: every table takes every change.
     pub fn open_to_all(limits: Limits, tables: Vec<Arc<Table>>, after: Position) -> Self {
-        let tables = tables
-            .into_iter()
-            .map(|table| (table, Gate::After(after)))
-            .collect();
+        let tables = tables.into_iter().map(|table| (table, Gate::After(after))).collect();
         Assembler::new(limits, tables, after)
     }
 
@@ -167,10 +152,7 @@ impl Assembler {
     /// rows of one that is not wanted, but reports its commit.
     pub fn begin(&mut self, start: TransactionStart) -> bool {
         let wanted = start.commit_record >= self.after;
-        self.open = Some(OpenTransaction {
-            start,
-            first_sequence: self.sequence,
-        });
+        self.open = Some(OpenTransaction { start, first_sequence: self.sequence });
         wanted
     }
 
@@ -185,8 +167,8 @@ impl Assembler {
         let open = self.open.as_ref()?;
         let lane = self.lanes.get_mut(id.index())?;
         match lane.gate {
-            Gate::After(cut)
-                if open.start.commit_record >= cut && open.start.commit_record >= self.after => {}
+            Gate::After(cut) if open.start.commit_record >= cut && open.start.commit_record >= self.after => {
+            }
             _ => return None,
         }
         let batch = match &mut lane.batch {
@@ -202,11 +184,7 @@ impl Assembler {
         let before = batch.bytes();
         batch.start_row(op, self.sequence);
         self.sequence = self.sequence.wrapping_add(1);
-        Some(RowWriter {
-            batch,
-            bytes: &mut self.bytes,
-            before,
-        })
+        Some(RowWriter { batch, bytes: &mut self.bytes, before })
     }
 
     /// Tables are emptied.
@@ -248,16 +226,13 @@ impl Assembler {
     /// Whether nothing more is taken for now: the memory limit is reached, or a schema change waits.
     #[inline]
     pub fn full(&self) -> bool {
-        self.bytes >= self.limits.buffer_bytes_max
-            || self.changed.is_some()
-            || self.sequence > u32::MAX / 2
+        self.bytes >= self.limits.buffer_bytes_max || self.changed.is_some() || self.sequence > u32::MAX / 2
     }
 
     /// Whether the batch's size asks for a cut.
     #[inline]
     pub fn due(&self) -> bool {
-        self.bytes >= self.limits.batch_bytes_max
-            || self.sequence as usize >= self.limits.batch_rows_max
+        self.bytes >= self.limits.batch_bytes_max || self.sequence as usize >= self.limits.batch_rows_max
     }
 
     /// Whether a source should stop filling now: full, or a cut is due and no transaction is open.
@@ -320,11 +295,7 @@ impl Assembler {
         let mut tables = Vec::with_capacity(self.touched.len());
         self.touched.sort_unstable();
         for id in self.touched.drain(..) {
-            if let Some(batch) = self
-                .lanes
-                .get_mut(id.index())
-                .and_then(|lane| lane.batch.take())
-            {
+            if let Some(batch) = self.lanes.get_mut(id.index()).and_then(|lane| lane.batch.take()) {
                 tables.push(batch);
             }
         }

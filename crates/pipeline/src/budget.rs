@@ -37,18 +37,11 @@ mod tests {
 
     #[test]
     fn shares_never_exceed_the_whole() {
-        let settings = Settings {
-            buffer_bytes_max: 64 << 20,
-            ..Settings::default()
-        };
+        let settings = Settings { buffer_bytes_max: 64 << 20, ..Settings::default() };
         assert_eq!(stream_limits(&settings).buffer_bytes_max * 2, 64 << 20);
-        assert!(
-            stream_limits(&settings).batch_bytes_max <= stream_limits(&settings).buffer_bytes_max
-        );
+        assert!(stream_limits(&settings).batch_bytes_max <= stream_limits(&settings).buffer_bytes_max);
         for workers in [1, 4, 16] {
-            assert!(
-                snapshot_batch_bytes(&settings, workers) * workers * BATCHES_PER_WORKER <= 64 << 20
-            );
+            assert!(snapshot_batch_bytes(&settings, workers) * workers * BATCHES_PER_WORKER <= 64 << 20);
         }
     }
 }

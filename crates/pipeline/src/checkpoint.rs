@@ -21,10 +21,7 @@ pub(crate) struct Checkpoint {
 impl Checkpoint {
     /// Starts with what the target held when it was opened.
     pub(crate) fn new(durable: Position) -> Self {
-        Checkpoint {
-            durable,
-            confirmed: Position::ZERO,
-        }
+        Checkpoint { durable, confirmed: Position::ZERO }
     }
 
     /// Everything at or before it is durable.

@@ -121,10 +121,7 @@ impl Compaction {
         let Some(op) = self.batch.row(index).map(|row| row.op) else {
             return Ok(());
         };
-        let (new, old) = (
-            self.batch.new_tuple_at(index),
-            self.batch.old_tuple_at(index),
-        );
+        let (new, old) = (self.batch.new_tuple_at(index), self.batch.old_tuple_at(index));
         let old_is_full = self.batch.row(index).is_some_and(|row| row.old_is_full);
         match (op, new, old) {
             (Op::Insert, Some(new), _) => self.insert(new),
@@ -140,10 +137,7 @@ impl Compaction {
 
     fn insert(&mut self, new: u32) -> Result<()> {
         let at = self.entry(new, false)?;
-        self.entries[at].state = Final::Present {
-            tuple: new,
-            origin: Origin::Fresh,
-        };
+        self.entries[at].state = Final::Present { tuple: new, origin: Origin::Fresh };
         Ok(())
     }
 
@@ -202,27 +196,11 @@ impl Compaction {
         }
         let at = self.entries.len();
         let trusted = self.deletes == DeletePolicy::Carry && self.batch.table().key_enforced;
-        let held = if trusted {
-            held && !self.truncated
-        } else {
-            true
-        };
-        let state = if held {
-            Final::Present {
-                tuple,
-                origin: Origin::InTarget(tuple),
-            }
-        } else {
-            Final::Absent
-        };
-        self.entries.push(Entry {
-            hash,
-            key: tuple,
-            held,
-            state,
-        });
-        self.by_key
-            .insert_unique(hash, at as u32, |&at| self.entries[at as usize].hash);
+        let held = if trusted { held && !self.truncated } else { true };
+        let state =
+            if held { Final::Present { tuple, origin: Origin::InTarget(tuple) } } else { Final::Absent };
+        self.entries.push(Entry { hash, key: tuple, held, state });
+        self.by_key.insert_unique(hash, at as u32, |&at| self.entries[at as usize].hash);
         Ok(at)
     }
 
@@ -278,10 +256,7 @@ impl Compaction {
                 Final::Absent if entry.held => deletes.push(KeyTuple(entry.key)),
                 Final::Absent => {}
                 Final::Present { tuple, origin } => {
-                    let partial = self
-                        .batch
-                        .tuple(tuple)
-                        .is_some_and(|row: Row<'_>| row.has_unchanged());
+                    let partial = self.batch.tuple(tuple).is_some_and(|row: Row<'_>| row.has_unchanged());
                     let origin = match (partial, origin) {
                         (false, _) => None,
                         (true, Origin::InTarget(key)) => Some(KeyTuple(key)),
@@ -289,37 +264,22 @@ impl Compaction {
                             return Err(self.malformed("a row that is new lacks a value"));
                         }
                     };
-                    upserts.push(Upsert {
-                        tuple,
-                        origin,
-                        new_to_target: !entry.held,
-                    });
+                    upserts.push(Upsert { tuple, origin, new_to_target: !entry.held });
                 }
             }
         }
-        Ok(Compacted {
-            batch: self.batch,
-            truncate: self.truncated,
-            deletes,
-            upserts,
-        })
+        Ok(Compacted { batch: self.batch, truncate: self.truncated, deletes, upserts })
     }
 
     fn malformed(&self, problem: &str) -> Error {
         let table = self.batch.table().name.clone();
-        Error::table_broken(
-            error::ROW_MALFORMED,
-            table.clone(),
-            format!("{table}: {problem}"),
-        )
+        Error::table_broken(error::ROW_MALFORMED, table.clone(), format!("{table}: {problem}"))
     }
 }
 
 fn tuples_agree(batch: &Batch, key: &[usize], left: u32, right: u32) -> bool {
     match (batch.tuple(left), batch.tuple(right)) {
-        (Some(left), Some(right)) => key
-            .iter()
-            .all(|&column| left.cell(column) == right.cell(column)),
+        (Some(left), Some(right)) => key.iter().all(|&column| left.cell(column) == right.cell(column)),
         _ => false,
     }
 }

@@ -10,15 +10,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgferry_model::{
-    Batch, Class, Delivery, Error, Position, Result, Slice, Table, TableState, TaskId,
-};
+use pgferry_model::{Batch, Class, Delivery, Error, Position, Result, Slice, Table, TableState, TaskId};
 use tokio::task::JoinHandle;
 
 use crate::retry::Retry;
 use crate::{
-    ChangeForm, Compacted, DeletePolicy, Monitor, Receipt, Settings, TableChanges, Target, compact,
-    error, failpoint,
+    ChangeForm, Compacted, DeletePolicy, Monitor, Receipt, Settings, TableChanges, Target, compact, error,
+    failpoint,
 };
 
 /// What writing needs besides the delivery.
@@ -54,10 +52,7 @@ struct Weight {
 
 impl Deliverer {
     pub(crate) fn new(courier: Arc<Courier>) -> Self {
-        Deliverer {
-            courier,
-            in_flight: None,
-        }
+        Deliverer { courier, in_flight: None }
     }
 
     pub(crate) fn busy(&self) -> bool {
@@ -79,11 +74,8 @@ impl Deliverer {
         let joined = handle.await;
         self.in_flight = None;
         joined.unwrap_or_else(|lost| {
-            Err(Error::transient(
-                error::WORKER_LOST,
-                "the delivery's worker ended without a result",
-            )
-            .with_origin(lost))
+            Err(Error::transient(error::WORKER_LOST, "the delivery's worker ended without a result")
+                .with_origin(lost))
         })
     }
 }
@@ -107,11 +99,7 @@ impl Courier {
         }
         let receipt = self.apply(delivery, &mut set_aside).await?;
         self.count(&weight, slice, receipt);
-        Ok(Delivered {
-            receipt,
-            slice,
-            set_aside,
-        })
+        Ok(Delivered { receipt, slice, set_aside })
     }
 
     /// Brings the changes into the form that the target wants; tables whose changes cannot be compacted are taken out.
@@ -119,21 +107,12 @@ impl Courier {
         &self,
         delivery: Delivery<Batch>,
     ) -> Result<(Delivery<TableChanges>, Vec<(Arc<Table>, Error)>)> {
-        let Delivery {
-            after,
-            through,
-            tables,
-            transactions,
-            slice,
-        } = delivery;
+        let Delivery { after, through, tables, transactions, slice } = delivery;
         let (form, deletes) = (self.target.wants().changes, self.settings.deletes);
         let formed = tokio::task::spawn_blocking(move || form_tables(tables, form, deletes));
         let (tables, broken) = formed.await.map_err(|lost| {
-            Error::transient(
-                error::WORKER_LOST,
-                "the compaction's worker ended without a result",
-            )
-            .with_origin(lost)
+            Error::transient(error::WORKER_LOST, "the compaction's worker ended without a result")
+                .with_origin(lost)
         })?;
         let mut set_aside = Vec::new();
         for (table, failure) in broken {
@@ -142,16 +121,7 @@ impl Courier {
             }
             set_aside.push((table, failure));
         }
-        Ok((
-            Delivery {
-                after,
-                through,
-                tables,
-                transactions,
-                slice,
-            },
-            set_aside,
-        ))
+        Ok((Delivery { after, through, tables, transactions, slice }, set_aside))
     }
 
     async fn apply(
@@ -182,10 +152,7 @@ impl Courier {
             tokio::time::sleep(wait).await;
             if unknown {
                 let progress = self.target.open(&self.task).await?;
-                if let Some(position) = progress
-                    .position
-                    .filter(|&position| position >= delivery.through)
-                {
+                if let Some(position) = progress.position.filter(|&position| position >= delivery.through) {
                     return Ok(Receipt::Durable(position));
                 }
             }
@@ -201,10 +168,7 @@ impl Courier {
         set_aside: &mut Vec<(Arc<Table>, Error)>,
     ) -> Result<Arc<Delivery<TableChanges>>> {
         let named = failure.table().cloned();
-        let found = delivery
-            .tables
-            .iter()
-            .find(|changes| Some(&changes.table().name) == named.as_ref());
+        let found = delivery.tables.iter().find(|changes| Some(&changes.table().name) == named.as_ref());
         let Some(table) = found.map(|changes| Arc::clone(changes.table())) else {
             return Err(failure.with_class(Class::TaskBroken));
         };
@@ -216,18 +180,14 @@ impl Courier {
             return Err(failure.with_class(Class::Transient));
         }
         let mut rest = Arc::try_unwrap(delivery).unwrap_or_else(|shared| (*shared).clone());
-        rest.tables
-            .retain(|changes| changes.table().name != table.name);
+        rest.tables.retain(|changes| changes.table().name != table.name);
         set_aside.push((table, failure));
         Ok(Arc::new(rest))
     }
 
     /// Stores a table as broken in the target, or stops the task where the user wants that.
     pub(crate) async fn set_aside(&self, table: &Arc<Table>, failure: &Error) -> Result<()> {
-        let state = TableState::Broken {
-            code: failure.code().to_string(),
-            problem: failure.to_string(),
-        };
+        let state = TableState::Broken { code: failure.code().to_string(), problem: failure.to_string() };
         self.target.set_state(table, state.clone()).await?;
         self.monitor.set_state(table.id.index(), state);
         metrics::counter!("pgferry_errors_total", "code" => failure.code().as_str()).increment(1);
@@ -241,9 +201,7 @@ impl Courier {
     }
 
     fn progress(&self) -> u64 {
-        self.monitor
-            .deliveries
-            .load(std::sync::atomic::Ordering::Relaxed)
+        self.monitor.deliveries.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn count(&self, weight: &Weight, slice: Slice, receipt: Receipt) {
@@ -273,19 +231,13 @@ impl Courier {
 
 impl Weight {
     fn of(delivery: &Delivery<Batch>) -> Weight {
-        let per_table: Vec<(usize, u64)> = delivery
-            .tables
-            .iter()
-            .map(|batch| (batch.table().id.index(), batch.len() as u64))
-            .collect();
+        let per_table: Vec<(usize, u64)> =
+            delivery.tables.iter().map(|batch| (batch.table().id.index(), batch.len() as u64)).collect();
         Weight {
             changes: per_table.iter().map(|&(_, changes)| changes).sum(),
             per_table,
             transactions: delivery.transactions.len() as u64,
-            committed_at_us: delivery
-                .transactions
-                .last()
-                .map(|mark| mark.committed_at_us),
+            committed_at_us: delivery.transactions.last().map(|mark| mark.committed_at_us),
             through: delivery.through,
             started: Instant::now(),
         }

@@ -28,16 +28,14 @@ pub(crate) async fn block(courier: &Courier, table: &Arc<Table>, slice: Slice) -
 
 /// The error of a table whose columns changed.
 pub(crate) fn blocked(table: &Table) -> Error {
-    let columns: Vec<&str> = table
-        .columns
-        .iter()
-        .map(|column| column.name.as_ref())
-        .collect();
+    let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_ref()).collect();
     Error::table_broken(
         error::SCHEMA_CHANGE_BLOCKED,
         table.name.clone(),
         format!("the columns of {} changed at the source; they are now: {}", table.name, columns.join(", ")),
     )
-    .with_cause("rows that are in the target already may lack the new values, so the change is not applied by itself")
+    .with_cause(
+        "rows that are in the target already may lack the new values, so the change is not applied by itself",
+    )
     .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {}", table.name)))
 }

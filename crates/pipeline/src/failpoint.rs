@@ -52,9 +52,5 @@ fn from_environment() -> Option<Armed> {
     let setting = std::env::var("PGFERRY_FAILPOINT").ok()?;
     let (name, nth) = setting.split_once(':').unwrap_or((&setting, "1"));
     let nth = nth.parse().ok()?;
-    Some(Armed {
-        name: name.to_owned(),
-        nth,
-        passed: AtomicU64::new(0),
-    })
+    Some(Armed { name: name.to_owned(), nth, passed: AtomicU64::new(0) })
 }

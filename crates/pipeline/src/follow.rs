@@ -54,15 +54,7 @@ struct Loop<'a> {
 
 /// Follows the stream until the goal is durable, someone asks to stop, or it fails.
 pub(crate) async fn follow(follow: Follow<'_>) -> Result<Ended> {
-    let Follow {
-        courier,
-        stream,
-        gates,
-        after,
-        goal,
-        stop,
-        set_aside,
-    } = follow;
+    let Follow { courier, stream, gates, after, goal, stop, set_aside } = follow;
     let cuts: Vec<(usize, Position)> = gates
         .iter()
         .filter_map(|(table, gate)| match gate {
@@ -93,10 +85,7 @@ pub(crate) async fn follow(follow: Follow<'_>) -> Result<Ended> {
 impl Loop<'_> {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Ended> {
         loop {
-            if self
-                .goal
-                .is_some_and(|goal| self.checkpoint.durable() >= goal)
-            {
+            if self.goal.is_some_and(|goal| self.checkpoint.durable() >= goal) {
                 return Ok(Ended::CaughtUp);
             }
             if !self.deliverer.busy() && self.cut_now() {
@@ -134,14 +123,11 @@ impl Loop<'_> {
         }
         let moved = assembler.through().bytes_since(self.checkpoint.durable());
         moved > 0
-            && (moved >= IDLE_BYTES
-                || self.goal_heard()
-                || self.idle_stored_at.elapsed() >= IDLE_INTERVAL)
+            && (moved >= IDLE_BYTES || self.goal_heard() || self.idle_stored_at.elapsed() >= IDLE_INTERVAL)
     }
 
     fn goal_heard(&self) -> bool {
-        self.goal
-            .is_some_and(|goal| self.assembler.through() >= goal)
+        self.goal.is_some_and(|goal| self.assembler.through() >= goal)
     }
 
     fn is_old(&self, oldest: Instant) -> bool {
@@ -222,17 +208,11 @@ impl Loop<'_> {
         let settled = tokio::time::timeout(within, self.settle(followed.is_ok())).await;
         let settled = settled.unwrap_or_else(|_| Err(stop_timed_out(within)));
         if let Err(failure) = self.courier.target.discard().await {
-            tracing::warn!(
-                code = failure.code().as_str(),
-                "slices were not dropped cleanly: {failure}"
-            );
+            tracing::warn!(code = failure.code().as_str(), "slices were not dropped cleanly: {failure}");
         }
         self.checkpoint.confirm(self.stream.as_mut());
         if let Err(failure) = self.stream.close().await {
-            tracing::debug!(
-                code = failure.code().as_str(),
-                "the stream did not end cleanly: {failure}"
-            );
+            tracing::debug!(code = failure.code().as_str(), "the stream did not end cleanly: {failure}");
         }
         let ended = followed?;
         settled?;
@@ -270,9 +250,6 @@ fn no_table_left() -> Error {
 fn stop_timed_out(within: Duration) -> Error {
     Error::transient(
         error::STOP_TIMED_OUT,
-        format!(
-            "stopping took longer than {} s; what was open is left for the next start",
-            within.as_secs()
-        ),
+        format!("stopping took longer than {} s; what was open is left for the next start", within.as_secs()),
     )
 }

@@ -15,16 +15,14 @@ use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use pgferry_model::{
-    CellFormat, Class, Error, Position, Progress, Result, Table, TableId, TableState,
-};
+use pgferry_model::{CellFormat, Class, Error, Position, Progress, Result, Table, TableId, TableState};
 use tokio_util::sync::CancellationToken;
 
 use crate::deliver::Courier;
 use crate::retry::Retry;
 use crate::{
-    Chunk, ChunkRows, CopyMark, Phase, Snapshot, SnapshotNeed, Source, SyncMode, budget, error,
-    failpoint, rows_between,
+    Chunk, ChunkRows, CopyMark, Phase, Snapshot, SnapshotNeed, Source, SyncMode, budget, error, failpoint,
+    rows_between,
 };
 
 /// What a copy was.
@@ -60,15 +58,8 @@ pub(crate) async fn copy_tables(
     progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<Copied> {
-    let unfinished: Vec<&Arc<Table>> = tables
-        .iter()
-        .filter(|table| to_be_copied(table, progress))
-        .collect();
-    let mut copied = Copied {
-        cut: None,
-        set_aside: Vec::new(),
-        stopped: false,
-    };
+    let unfinished: Vec<&Arc<Table>> = tables.iter().filter(|table| to_be_copied(table, progress)).collect();
+    let mut copied = Copied { cut: None, set_aside: Vec::new(), stopped: false };
     if unfinished.is_empty() {
         return Ok(copied);
     }
@@ -85,10 +76,7 @@ pub(crate) async fn copy_tables(
     let closed = snapshot.close().await;
     copied.set_aside = outcome?;
     if let Err(failure) = closed {
-        tracing::warn!(
-            code = failure.code().as_str(),
-            "the snapshot did not end cleanly: {failure}"
-        );
+        tracing::warn!(code = failure.code().as_str(), "the snapshot did not end cleanly: {failure}");
     }
     copied.stopped = stop.is_cancelled();
     Ok(copied)
@@ -124,11 +112,7 @@ async fn copy_under(
 ) -> Result<Vec<(Arc<Table>, Error)>> {
     courier.monitor.set_phase(Phase::Snapshotting);
     let work = begin(courier, snapshot, tables, progress).await?;
-    let workers = courier
-        .settings
-        .workers
-        .min(courier.target.wants().loads_max)
-        .max(1);
+    let workers = courier.settings.workers.min(courier.target.wants().loads_max).max(1);
     let copy = Copy {
         courier,
         snapshot,
@@ -143,11 +127,7 @@ async fn copy_under(
     let mut broken = copy.work.into_inner().broken;
     Ok(tables
         .iter()
-        .filter_map(|table| {
-            broken
-                .remove(&table.id)
-                .map(|failure| (Arc::clone(table), failure))
-        })
+        .filter_map(|table| broken.remove(&table.id).map(|failure| (Arc::clone(table), failure)))
         .collect())
 }
 
@@ -162,10 +142,7 @@ async fn begin(
         (SyncMode::Snapshot, _) | (_, Some(_)) => None,
         (_, None) => Some(snapshot.cut()),
     };
-    let mark = CopyMark {
-        cut: snapshot.cut(),
-        stream_start,
-    };
+    let mark = CopyMark { cut: snapshot.cut(), stream_start };
     let mut planned: Vec<Vec<Chunk>> = Vec::with_capacity(tables.len());
     for table in tables {
         failpoint::pass("handover.before_begin_copy");
@@ -176,30 +153,15 @@ async fn begin(
             monitor.rows_copied.store(0, Ordering::Relaxed);
             monitor.bytes_copied.store(0, Ordering::Relaxed);
             monitor.chunks_done.store(0, Ordering::Relaxed);
-            monitor
-                .chunks_planned
-                .store(chunks.len() as u64, Ordering::Relaxed);
-            monitor.bytes_planned.store(
-                chunks.iter().map(|chunk| chunk.bytes).sum(),
-                Ordering::Relaxed,
-            );
+            monitor.chunks_planned.store(chunks.len() as u64, Ordering::Relaxed);
+            monitor.bytes_planned.store(chunks.iter().map(|chunk| chunk.bytes).sum(), Ordering::Relaxed);
         }
         planned.push(chunks);
     }
     planned.sort_by_key(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
-    let open = planned
-        .iter()
-        .filter_map(|chunks| Some((chunks.first()?.table.id, chunks.len())))
-        .collect();
-    let chunks = planned
-        .into_iter()
-        .flat_map(|chunks| chunks.into_iter().rev())
-        .collect();
-    Ok(Work {
-        chunks,
-        open,
-        broken: HashMap::new(),
-    })
+    let open = planned.iter().filter_map(|chunks| Some((chunks.first()?.table.id, chunks.len()))).collect();
+    let chunks = planned.into_iter().flat_map(|chunks| chunks.into_iter().rev()).collect();
+    Ok(Work { chunks, open, broken: HashMap::new() })
 }
 
 impl Copy<'_> {
@@ -214,18 +176,12 @@ impl Copy<'_> {
                 if self.stop.is_cancelled() {
                     return Ok(());
                 }
-                if failure.class() == Class::TableBroken
-                    && !self.courier.settings.stop_on_table_error
-                {
+                if failure.class() == Class::TableBroken && !self.courier.settings.stop_on_table_error {
                     self.set_aside(&chunk.table, failure).await?;
                     break;
                 }
                 let lost = failure.code() == error::SNAPSHOT_LOST;
-                let wait = if lost {
-                    Err(failure)
-                } else {
-                    retry.after(failure, self.chunks_done())
-                };
+                let wait = if lost { Err(failure) } else { retry.after(failure, self.chunks_done()) };
                 let wait = match wait {
                     Ok(wait) => wait,
                     Err(failure) => {
@@ -259,12 +215,8 @@ impl Copy<'_> {
 
     async fn load(&self, chunk: &Chunk) -> Result<()> {
         self.set_state(&chunk.table, TableState::Copying);
-        let formats: Vec<CellFormat> = chunk
-            .table
-            .columns
-            .iter()
-            .map(|column| self.courier.target.snapshot_format(column))
-            .collect();
+        let formats: Vec<CellFormat> =
+            chunk.table.columns.iter().map(|column| self.courier.target.snapshot_format(column)).collect();
         let (sender, receiver) = rows_between();
         let sender = sender.limited(self.courier.settings.batch_rows_max, self.batch_bytes_max);
         let copying = async {
@@ -273,10 +225,7 @@ impl Copy<'_> {
                 () = self.stop.cancelled() => Ok(0),
             }
         };
-        let loading = self.courier.target.load(ChunkRows {
-            chunk: chunk.clone(),
-            rows: receiver,
-        });
+        let loading = self.courier.target.load(ChunkRows { chunk: chunk.clone(), rows: receiver });
         let (read, loaded) = tokio::join!(copying, loading);
         let rows = match (read, loaded) {
             (Ok(_), Ok(rows)) => rows,
@@ -292,9 +241,7 @@ impl Copy<'_> {
     async fn chunk_done(&self, chunk: &Chunk, rows: u64) -> Result<()> {
         if let Some(monitor) = self.courier.monitor.table(chunk.table.id.index()) {
             monitor.rows_copied.fetch_add(rows, Ordering::Relaxed);
-            monitor
-                .bytes_copied
-                .fetch_add(chunk.bytes, Ordering::Relaxed);
+            monitor.bytes_copied.fetch_add(chunk.bytes, Ordering::Relaxed);
             monitor.chunks_done.fetch_add(1, Ordering::Relaxed);
         }
         metrics::counter!("pgferry_snapshot_rows_total").increment(rows);
@@ -305,18 +252,11 @@ impl Copy<'_> {
             *open == 0 && !work.broken.contains_key(&chunk.table.id)
         };
         if last {
-            let follows = self.courier.settings.sync_mode != SyncMode::Snapshot
-                && !chunk.table.key.is_empty();
-            let state = if follows {
-                TableState::CatchingUp
-            } else {
-                TableState::Copied
-            };
+            let follows =
+                self.courier.settings.sync_mode != SyncMode::Snapshot && !chunk.table.key.is_empty();
+            let state = if follows { TableState::CatchingUp } else { TableState::Copied };
             failpoint::pass("handover.before_copied");
-            self.courier
-                .target
-                .set_state(&chunk.table, state.clone())
-                .await?;
+            self.courier.target.set_state(&chunk.table, state.clone()).await?;
             failpoint::pass("handover.after_copied");
             self.set_state(&chunk.table, state);
         }

@@ -37,6 +37,6 @@ pub use run::{Ended, RunEnd, SetAside, run};
 pub use settings::{IfTargetExists, Settings, SyncMode};
 pub use source::{ChangeStream, Chunk, Filled, Snapshot, SnapshotNeed, Source, StreamStart};
 pub use target::{
-    ChangeForm, ColumnMapping, CopyMark, Fidelity, Receipt, SchemaChange, TableChanges, TablePlan,
-    Target, Wants,
+    ChangeForm, ColumnMapping, CopyMark, Fidelity, Receipt, SchemaChange, TableChanges, TablePlan, Target,
+    Wants,
 };

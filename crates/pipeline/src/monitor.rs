@@ -56,9 +56,7 @@ impl Phase {
             Phase::Stopping,
             Phase::Ended,
         ];
-        ALL.get(usize::from(number))
-            .copied()
-            .unwrap_or(Phase::Ended)
+        ALL.get(usize::from(number)).copied().unwrap_or(Phase::Ended)
     }
 }
 
@@ -153,10 +151,8 @@ impl Monitor {
     }
 
     pub(crate) fn set_tables(&self, tables: &[Arc<Table>]) {
-        *self.tables.lock() = tables
-            .iter()
-            .map(|table| Arc::new(TableMonitor::new(Arc::clone(table))))
-            .collect();
+        *self.tables.lock() =
+            tables.iter().map(|table| Arc::new(TableMonitor::new(Arc::clone(table)))).collect();
     }
 
     pub(crate) fn table(&self, index: usize) -> Option<Arc<TableMonitor>> {
@@ -206,11 +202,7 @@ impl Monitor {
 
     /// All tables' counters.
     pub fn tables(&self) -> Vec<TableView> {
-        self.tables
-            .lock()
-            .iter()
-            .map(|table| table.view())
-            .collect()
+        self.tables.lock().iter().map(|table| table.view()).collect()
     }
 }
 

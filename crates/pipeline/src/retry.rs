@@ -65,17 +65,10 @@ impl Retry {
 
 fn exhausted(failure: Error, elapsed: Duration) -> Error {
     let cure = failure.cure().cloned().unwrap_or_else(|| {
-        Cure::advice(
-            "mend what the cause names, then start the task again: it goes on where it stopped",
-        )
+        Cure::advice("mend what the cause names, then start the task again: it goes on where it stopped")
     });
-    let problem = format!(
-        "gave up after {} s of retries without progress: {failure}",
-        elapsed.as_secs()
-    );
-    Error::task_broken(error::RETRIES_EXHAUSTED, problem)
-        .with_cure(cure)
-        .with_origin(failure)
+    let problem = format!("gave up after {} s of retries without progress: {failure}", elapsed.as_secs());
+    Error::task_broken(error::RETRIES_EXHAUSTED, problem).with_cure(cure).with_origin(failure)
 }
 
 #[cfg(test)]
@@ -88,10 +81,7 @@ mod tests {
 
     #[test]
     fn waits_grow_to_the_maximum_and_start_anew_on_progress() {
-        let settings = Settings {
-            retry_wait_max: Duration::from_secs(2),
-            ..Settings::default()
-        };
+        let settings = Settings { retry_wait_max: Duration::from_secs(2), ..Settings::default() };
         let mut retry = Retry::new(&settings);
         let first = retry.after(transient(), 0).expect("within the budget");
         assert!(first <= WAIT_MIN);
@@ -105,24 +95,12 @@ mod tests {
 
     #[test]
     fn the_budget_ends_and_other_classes_are_not_retried() {
-        let settings = Settings {
-            retry_budget: Duration::ZERO,
-            ..Settings::default()
-        };
+        let settings = Settings { retry_budget: Duration::ZERO, ..Settings::default() };
         let mut retry = Retry::new(&settings);
-        assert!(
-            retry.after(transient(), 0).is_ok(),
-            "one retry is always made"
-        );
+        assert!(retry.after(transient(), 0).is_ok(), "one retry is always made");
         let end = retry.after(transient(), 0).expect_err("used up");
-        assert_eq!(
-            (end.code(), end.class()),
-            (error::RETRIES_EXHAUSTED, Class::TaskBroken)
-        );
+        assert_eq!((end.code(), end.class()), (error::RETRIES_EXHAUSTED, Class::TaskBroken));
         let broken = Error::task_broken(error::NO_TABLE_LEFT, "y");
-        assert_eq!(
-            retry.after(broken, 9).expect_err("as it is").code(),
-            error::NO_TABLE_LEFT
-        );
+        assert_eq!(retry.after(broken, 9).expect_err("as it is").code(), error::NO_TABLE_LEFT);
     }
 }

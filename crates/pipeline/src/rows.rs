@@ -51,19 +51,9 @@ pub struct ChunkRows {
 /// A bounded way for one chunk's rows.
 pub fn rows_between() -> (RowSender, RowReceiver) {
     let (sender, messages) = mpsc::channel(BATCHES_WAITING_MAX);
-    let sender = RowSender {
-        messages: sender,
-        batch_rows_max: BATCH_ROWS_MAX,
-        batch_bytes_max: BATCH_BYTES_MAX,
-    };
-    (
-        sender,
-        RowReceiver {
-            messages,
-            ended: false,
-            rows_seen: 0,
-        },
-    )
+    let sender =
+        RowSender { messages: sender, batch_rows_max: BATCH_ROWS_MAX, batch_bytes_max: BATCH_BYTES_MAX };
+    (sender, RowReceiver { messages, ended: false, rows_seen: 0 })
 }
 
 impl RowSender {
@@ -87,26 +77,17 @@ impl RowSender {
 
     /// Hands over a batch; waits while the loader is behind. Fails when the loader has given up.
     pub async fn send(&self, batch: Batch) -> Result<()> {
-        self.messages
-            .send(Message::Rows(batch))
-            .await
-            .map_err(|_| abandoned())
+        self.messages.send(Message::Rows(batch)).await.map_err(|_| abandoned())
     }
 
     /// The end mark: all rows were sent, `rows` of them.
     pub async fn end(self, rows: u64) -> Result<()> {
-        self.messages
-            .send(Message::End { rows })
-            .await
-            .map_err(|_| abandoned())
+        self.messages.send(Message::End { rows }).await.map_err(|_| abandoned())
     }
 }
 
 fn abandoned() -> Error {
-    Error::transient(
-        error::LOAD_ABANDONED,
-        "the target stopped taking rows of a chunk",
-    )
+    Error::transient(error::LOAD_ABANDONED, "the target stopped taking rows of a chunk")
 }
 
 impl RowReceiver {
@@ -138,10 +119,9 @@ impl RowReceiver {
                 self.ended = true;
                 Ok(None)
             }
-            Some(Message::End { .. }) | None => Err(Error::transient(
-                error::COPY_INTERRUPTED,
-                "a chunk's rows ended before their end mark",
-            )),
+            Some(Message::End { .. }) | None => {
+                Err(Error::transient(error::COPY_INTERRUPTED, "a chunk's rows ended before their end mark"))
+            }
         }
     }
 }

@@ -117,11 +117,7 @@ impl Run<'_> {
             };
             monitor.set_error(Some(&failure));
             let durable = monitor.deliveries.load(Ordering::Relaxed)
-                + monitor
-                    .tables()
-                    .iter()
-                    .map(|table| table.chunks_done)
-                    .sum::<u64>();
+                + monitor.tables().iter().map(|table| table.chunks_done).sum::<u64>();
             let wait = retry.after(failure, durable)?;
             monitor.set_phase(Phase::Retrying);
             monitor.retries.fetch_add(1, Ordering::Relaxed);
@@ -142,10 +138,7 @@ impl Run<'_> {
         self.show_states(&tables, &progress);
         self.source.verify_start(&progress).await?;
         if progress.source.is_none() {
-            self.courier
-                .target
-                .identify(&self.source.identity().await?)
-                .await?;
+            self.courier.target.identify(&self.source.identity().await?).await?;
         }
         let stream = self.courier.settings.sync_mode != SyncMode::Snapshot;
         if self.goal.is_none() && stream && self.courier.settings.until_caught_up {
@@ -160,14 +153,7 @@ impl Run<'_> {
         let copied = match self.courier.settings.sync_mode {
             SyncMode::CdcOnly => self.start_without_copy(&tables, &progress).await?,
             SyncMode::Snapshot | SyncMode::SnapshotCdc => {
-                copy_tables(
-                    &self.courier,
-                    self.source.as_ref(),
-                    &tables,
-                    &progress,
-                    &self.stop,
-                )
-                .await?
+                copy_tables(&self.courier, self.source.as_ref(), &tables, &progress, &self.stop).await?
             }
         };
         self.set_aside.extend(copied.set_aside);
@@ -186,9 +172,7 @@ impl Run<'_> {
     fn show_states(&self, tables: &[Arc<Table>], progress: &Progress) {
         for table in tables {
             if let Some(known) = progress.table(&table.name) {
-                self.courier
-                    .monitor
-                    .set_state(table.id.index(), known.state.clone());
+                self.courier.monitor.set_state(table.id.index(), known.state.clone());
             }
         }
     }
@@ -210,9 +194,7 @@ impl Run<'_> {
             };
             match self.courier.target.prepare(&plan).await {
                 Ok(()) => {}
-                Err(failure)
-                    if failure.class() == Class::TableBroken && !settings.stop_on_table_error =>
-                {
+                Err(failure) if failure.class() == Class::TableBroken && !settings.stop_on_table_error => {
                     self.courier.set_aside(table, &failure).await?;
                     self.set_aside.push((Arc::clone(table), failure));
                 }
@@ -223,11 +205,7 @@ impl Run<'_> {
     }
 
     /// Changes only: tables that are new to the task follow the stream from where it stands.
-    async fn start_without_copy(
-        &self,
-        tables: &[Arc<Table>],
-        progress: &Progress,
-    ) -> Result<Copied> {
+    async fn start_without_copy(&self, tables: &[Arc<Table>], progress: &Progress) -> Result<Copied> {
         let target = &self.courier.target;
         let position = match progress.position {
             Some(position) => position,
@@ -246,28 +224,18 @@ impl Run<'_> {
             }
         };
         for table in tables.iter().filter(|table| !table.key.is_empty()) {
-            if progress
-                .table(&table.name)
-                .is_none_or(|known| known.cut.is_none())
-            {
+            if progress.table(&table.name).is_none_or(|known| known.cut.is_none()) {
                 target.set_state(table, TableState::CatchingUp).await?;
             }
         }
         tracing::debug!(%position, "changes only");
-        Ok(Copied {
-            cut: None,
-            set_aside: Vec::new(),
-            stopped: false,
-        })
+        Ok(Copied { cut: None, set_aside: Vec::new(), stopped: false })
     }
 
     async fn follow(&mut self, tables: &[Arc<Table>]) -> Result<Ended> {
         let progress = self.courier.target.open(self.task).await?;
         let after = progress.position.unwrap_or(Position::ZERO);
-        let gates = tables
-            .iter()
-            .map(|table| (Arc::clone(table), gate(table, &progress, after)))
-            .collect();
+        let gates = tables.iter().map(|table| (Arc::clone(table), gate(table, &progress, after))).collect();
         let stream = self.source.changes(StreamStart { after }).await?;
         let following = Follow {
             courier: &self.courier,
@@ -286,10 +254,7 @@ impl Run<'_> {
         let mut set_aside = Vec::new();
         for known in &progress.tables {
             if let TableState::Broken { code, problem } = &known.state {
-                let error = self
-                    .set_aside
-                    .iter()
-                    .position(|(table, _)| table.name == known.name);
+                let error = self.set_aside.iter().position(|(table, _)| table.name == known.name);
                 set_aside.push(SetAside {
                     table: known.name.clone(),
                     code: code.clone(),
@@ -298,11 +263,7 @@ impl Run<'_> {
                 });
             }
         }
-        Ok(RunEnd {
-            ended,
-            position: progress.position,
-            set_aside,
-        })
+        Ok(RunEnd { ended, position: progress.position, set_aside })
     }
 }
 

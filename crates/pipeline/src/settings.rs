@@ -89,9 +89,6 @@ impl Default for Settings {
 impl Settings {
     /// What to do where the target has this table already.
     pub fn if_target_exists_for(&self, table: &TableName) -> IfTargetExists {
-        self.if_target_exists_by_table
-            .get(table)
-            .copied()
-            .unwrap_or(self.if_target_exists)
+        self.if_target_exists_by_table.get(table).copied().unwrap_or(self.if_target_exists)
     }
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pgferry_model::{
-    Batch, CellFormat, Column, Delivery, Error, Finding, Position, Progress, Result,
-    SourceIdentity, Table, TableState, TaskId,
+    Batch, CellFormat, Column, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity, Table,
+    TableState, TaskId,
 };
 
 use crate::settings::IfTargetExists;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pgferry_model::{Batch, Cell, CellFormat, Column, DataType, Op, Row, Table, TableId, TableName, TypeKind};
+use pgferry_model::{
+    Batch, Cell, CellFormat, Column, DataType, Op, Row, Table, TableId, TableName, TypeKind,
+};
 use pgferry_pipeline::{Compacted, DeletePolicy, compact};
 use proptest::prelude::*;
 

@@ -1,1 +1,12 @@
-//! x
+//! Speaks to any PostgreSQL server: configuration, sessions, catalog, quoting. No replication logic, nothing of the pipeline.
+
+mod catalog;
+mod config;
+pub mod error;
+mod session;
+mod sql;
+
+pub use catalog::{CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables};
+pub use config::{ConnectionConfig, Secret};
+pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
+pub use sql::{quote_identifier, quote_literal};

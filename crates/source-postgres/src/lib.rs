@@ -1,1 +1,309 @@
-//! x
+//! PostgreSQL as a source: catalog, consistent snapshot, change stream.
+//!
+//! ```text
+//!   tables ──> selection     snapshot ──> export, plan, copy      changes ──> connection ─> decode ─> transactions ─> assembler
+//! ```
+//!
+//! Start reading at [`PostgresSource`], then `snapshot/export.rs` and `replication/stream.rs`.
+
+mod config;
+mod control;
+pub mod decode;
+pub mod error;
+pub mod replication;
+mod selection;
+mod snapshot;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pgferry_model::{Cure, Error, Finding, Position, Progress, Result, SourceIdentity, Table, TableName};
+use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
+use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables};
+use tokio::sync::OnceCell;
+
+pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
+use control::{PostgresControl, column, position};
+use replication::feedback::Feedback;
+use replication::stream::PostgresStream;
+use replication::{publication, slot};
+use selection::{Selection, Wanted, select};
+use snapshot::ConsistentSnapshot;
+use snapshot::export::{Export, Exported};
+
+/// How long another holder of the slot may take to let go: our own old connection, after a crash.
+const SLOT_RELEASE_WITHIN: Duration = Duration::from_secs(15);
+const SLOT_RELEASE_POLL: Duration = Duration::from_millis(250);
+/// The size of a log page, and the sizes of its headers (PostgreSQL source, `xlog_internal.h`).
+const LOG_PAGE_BYTES: u64 = 8192;
+const LOG_PAGE_HEADERS: [u64; 2] = [24, 40];
+
+/// A PostgreSQL database as a source of one task.
+pub struct PostgresSource {
+    control: Arc<PostgresControl>,
+    selection: OnceCell<Selection>,
+}
+
+impl PostgresSource {
+    /// Nothing is connected yet.
+    pub fn new(config: PostgresSourceConfig) -> Self {
+        PostgresSource { control: Arc::new(PostgresControl::new(config)), selection: OnceCell::new() }
+    }
+
+    async fn selection(&self) -> Result<&Selection> {
+        self.selection.get_or_try_init(|| self.select()).await
+    }
+
+    async fn select(&self) -> Result<Selection> {
+        let config = &self.control.config;
+        let wanted = Wanted::new(config)?;
+        let mut session = self.control.connect(Purpose::Query).await?;
+        let version = session.server_version_num();
+        let catalog = read_tables(&mut session, |name| wanted.accepts(name)).await?;
+        session.close().await?;
+        let selection = select(config, &wanted, catalog, version)?;
+        for (table, why) in &selection.snapshot_only {
+            tracing::warn!(%table, why, "the table is carried by snapshot only");
+        }
+        Ok(selection)
+    }
+
+    fn streams(&self) -> bool {
+        self.control.config.sync_mode != SyncMode::Snapshot
+    }
+
+    /// The tables that follow the stream.
+    async fn published_names(&self) -> Result<Vec<TableName>> {
+        let tables = &self.selection().await?.tables;
+        Ok(tables.iter().filter(|table| !table.key.is_empty()).map(|table| table.name.clone()).collect())
+    }
+
+    async fn slot(&self) -> Result<Option<slot::SlotState>> {
+        slot::find(&self.control, &self.control.config.replication.slot).await
+    }
+
+    async fn export_for(&self, need: SnapshotNeed) -> Result<Export> {
+        if need == SnapshotNeed::RowsOnly {
+            return Ok(Export::Plain);
+        }
+        publication::ensure(&self.control, &self.published_names().await?).await?;
+        let replication = &self.control.config.replication;
+        match (need, self.slot().await?) {
+            (SnapshotNeed::StreamStart, None) if replication.manage == Manage::Never => {
+                Err(error::slot_missing(&replication.slot, None))
+            }
+            (SnapshotNeed::StreamStart, None) => Ok(Export::WithSlot(replication.slot.clone())),
+            _ => Ok(Export::WithTemporarySlot),
+        }
+    }
+
+    /// Opens the stream's connection; waits for our own old connection to let go of the slot.
+    async fn start_replication(&self, after: Position) -> Result<pgferry_postgres::Session> {
+        let replication = &self.control.config.replication;
+        let deadline = tokio::time::Instant::now() + SLOT_RELEASE_WITHIN;
+        loop {
+            let mut session = self.control.connect(Purpose::Replication).await?;
+            let options = stream_options(session.server_version_num(), &replication.publication);
+            let statement = format!(
+                "START_REPLICATION SLOT {} LOGICAL {after} ({options})",
+                quote_identifier(&replication.slot)
+            );
+            let Err(failure) = session.copy_both(&statement).await else { return Ok(session) };
+            let active = failure.cause().is_some_and(|cause| cause.contains("55006"));
+            if !active {
+                return Err(failure);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(self.slot_active().await.with_origin(failure));
+            }
+            tokio::time::sleep(SLOT_RELEASE_POLL).await;
+        }
+    }
+
+    async fn slot_active(&self) -> Error {
+        let name = &self.control.config.replication.slot;
+        let pid = self.slot().await.ok().flatten().and_then(|slot| slot.active_pid).unwrap_or_default();
+        Error::task_broken(error::SLOT_ACTIVE, format!("replication slot {name} is in use by process {pid}"))
+            .with_cause("another task shares the slot, or an old session hangs")
+            .with_cure(
+                Cure::advice("use another slot for this task, or end that session")
+                    .sql(format!("SELECT pg_terminate_backend({pid})"))
+                    .run_as("superuser, or the same role"),
+            )
+    }
+}
+
+/// Only what the server knows: an unknown option is an error there (PostgreSQL docs, "Logical Streaming Replication Parameters").
+fn stream_options(server_version_num: u32, publication: &str) -> String {
+    let (protocol, streaming) = match server_version_num {
+        160_000.. => (4, Some("parallel")),
+        150_000.. => (3, Some("on")),
+        140_000.. => (2, Some("on")),
+        _ => (1, None),
+    };
+    let names = quote_literal(&quote_identifier(publication));
+    let streaming = streaming.map(|mode| format!(", streaming '{mode}'")).unwrap_or_default();
+    format!("proto_version '{protocol}', publication_names {names}{streaming}")
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    async fn tables(&self) -> Result<Vec<Arc<Table>>> {
+        Ok(self.selection().await?.tables.clone())
+    }
+
+    async fn identity(&self) -> Result<SourceIdentity> {
+        let rows = self
+            .control
+            .ask(
+                "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+                 (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), pg_catalog.current_database()",
+            )
+            .await?;
+        let slot = if self.streams() { self.control.config.replication.slot.clone() } else { String::new() };
+        Ok(SourceIdentity {
+            system_id: column(&rows, 0, 0)?,
+            timeline: column(&rows, 0, 1)?.parse().unwrap_or(0),
+            database: column(&rows, 0, 2)?,
+            slot,
+        })
+    }
+
+    async fn verify_start(&self, progress: &Progress) -> Result<()> {
+        let now = self.identity().await?;
+        if let Some(stored) = &progress.source
+            && (stored.system_id != now.system_id || stored.database != now.database)
+        {
+            return Err(identity_changed(stored, &now));
+        }
+        if !self.streams() {
+            return Ok(());
+        }
+        let name = &self.control.config.replication.slot;
+        let slot = self.slot().await?;
+        if let Some(slot) = &slot {
+            slot.verify_usable(name)?;
+        }
+        match (progress.position, slot) {
+            (None, Some(_)) => Ok(()),
+            (None, None) if self.control.config.replication.manage == Manage::Never => {
+                Err(error::slot_missing(name, None))
+            }
+            (None, None) => Ok(()),
+            (Some(stored), None) => Err(error::slot_missing(name, Some(stored))),
+            (Some(stored), Some(slot)) => match slot.confirmed {
+                Some(confirmed) if confirmed > stored => Err(error::slot_ahead(name, confirmed, stored)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    async fn prepare_stream(&self) -> Result<Position> {
+        publication::ensure(&self.control, &self.published_names().await?).await?;
+        let replication = &self.control.config.replication;
+        if let Some(slot) = self.slot().await? {
+            return slot.confirmed.ok_or_else(|| error::slot_missing(&replication.slot, None));
+        }
+        if replication.manage == Manage::Never {
+            return Err(error::slot_missing(&replication.slot, None));
+        }
+        let mut session = self.control.connect(Purpose::Replication).await?;
+        let (_, start) = slot::create(&self.control, &mut session, &replication.slot, false).await?;
+        session.close().await?;
+        Ok(start)
+    }
+
+    async fn snapshot(&self, need: SnapshotNeed) -> Result<Box<dyn Snapshot>> {
+        let selection = self.selection().await?;
+        let export = self.export_for(need).await?;
+        let exported = Exported::open(&self.control, export).await?;
+        Ok(Box::new(ConsistentSnapshot {
+            control: Arc::clone(&self.control),
+            exported,
+            extents: Arc::clone(&selection.extents),
+            workers: self.control.config.workers,
+        }))
+    }
+
+    async fn changes(&self, start: StreamStart) -> Result<Box<dyn ChangeStream>> {
+        let selection = self.selection().await?;
+        publication::ensure(&self.control, &self.published_names().await?).await?;
+        let rows = self
+            .control
+            .ask("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
+            .await?;
+        let timeout = Duration::from_millis(column(&rows, 0, 0)?.parse().unwrap_or(60_000));
+        let session = self.start_replication(start.after).await?;
+        let source_end = self.current_position().await?;
+        self.control.release().await;
+        let transactions = replication::transactions(&self.control.config, selection);
+        let (reader, writer) = session.into_split();
+        let feedback = Feedback::start(writer, timeout, start.after);
+        Ok(Box::new(PostgresStream::new(reader, feedback, transactions, source_end)))
+    }
+
+    async fn current_position(&self) -> Result<Position> {
+        let rows = self
+            .control
+            .ask(
+                "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                 ELSE pg_catalog.pg_current_wal_insert_lsn() END",
+            )
+            .await?;
+        Ok(before_page_header(position(&column(&rows, 0, 0)?)?))
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        let tables = self.tables().await?;
+        Ok(vec![Finding::passed("source.tables", "source", format!("{} tables", tables.len()))])
+    }
+}
+
+/// The insert position skips a page's header as soon as the page before is full; the end of the last record does not.
+fn before_page_header(position: Position) -> Position {
+    let in_page = position.lsn() % LOG_PAGE_BYTES;
+    if LOG_PAGE_HEADERS.contains(&in_page) { Position::from_lsn(position.lsn() - in_page) } else { position }
+}
+
+fn identity_changed(stored: &SourceIdentity, now: &SourceIdentity) -> Error {
+    Error::task_broken(
+        error::IDENTITY_CHANGED,
+        format!(
+            "the target holds changes of database {} in cluster {}, not of {} in {}",
+            stored.database, stored.system_id, now.database, now.system_id
+        ),
+    )
+    .with_cause("the connection leads to another server or database than before; positions of one mean nothing in the other")
+    .with_cure(Cure::advice("correct the connection, or give the task another name to start anew"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_those_that_the_server_knows() {
+        assert_eq!(stream_options(100_023, "p"), "proto_version '1', publication_names '\"p\"'");
+        assert_eq!(
+            stream_options(140_000, "p"),
+            "proto_version '2', publication_names '\"p\"', streaming 'on'"
+        );
+        assert_eq!(
+            stream_options(150_018, "a'b"),
+            "proto_version '3', publication_names '\"a''b\"', streaming 'on'"
+        );
+        assert_eq!(
+            stream_options(180_004, "p"),
+            "proto_version '4', publication_names '\"p\"', streaming 'parallel'"
+        );
+    }
+
+    #[test]
+    fn a_position_right_after_a_page_header_is_the_end_of_the_page_before() {
+        let at = Position::from_lsn;
+        assert_eq!(before_page_header(at(8192 * 3 + 24)), at(8192 * 3));
+        assert_eq!(before_page_header(at(8192 * 3 + 40)), at(8192 * 3));
+        assert_eq!(before_page_header(at(8192 * 3 + 48)), at(8192 * 3 + 48));
+    }
+}

@@ -1,1 +1,26 @@
-//! x
+//! Real servers, faults, workloads and exact comparison for the tests of every other crate.
+//!
+//! ```text
+//!   server ──> real PostgreSQL of a major, one database per test
+//!      ▲                  │
+//!    proxy (faults)    workload (seeded changes), types (edge values)
+//!      ▲                  │
+//!   process (pgferry) ──> target ──> compare (row by row, cell by cell)
+//! ```
+//!
+//! Invariants: nothing is mocked; every load is bounded in count and time; nothing keeps running and nothing
+//! stays on disk after a test process has ended, however it ended, except the server logs of a failed test.
+//!
+//! Limits: Linux; PostgreSQL 10, 13, 15 and 18 as `scripts/setup --test` installs them.
+
+pub mod compare;
+pub mod process;
+pub mod proxy;
+pub mod random;
+mod run_folder;
+pub mod server;
+pub mod types;
+pub mod workload;
+
+pub use run_folder::keep_logs;
+pub use server::{Database, Server, ServerOptions};

@@ -41,11 +41,6 @@ impl BinaryRows {
         BinaryRows { stage: Stage::Header, formats, carry: Vec::new(), rows: 0 }
     }
 
-    /// Rows so far.
-    pub(crate) fn rows(&self) -> u64 {
-        self.rows
-    }
-
     /// Takes one message's bytes; whole rows go into the batch.
     pub(crate) fn take(&mut self, message: &[u8], batch: &mut Batch) -> Result<()> {
         if self.carry.is_empty() {
@@ -63,7 +58,11 @@ impl BinaryRows {
 
     /// The end of the COPY. Fails when the stream's own end mark did not come.
     pub(crate) fn end(&self) -> Result<u64> {
-        if self.stage == Stage::Ended && self.carry.is_empty() { Ok(self.rows) } else { Err(malformed("no end mark")) }
+        if self.stage == Stage::Ended && self.carry.is_empty() {
+            Ok(self.rows)
+        } else {
+            Err(malformed("no end mark"))
+        }
     }
 
     fn whole_rows(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<usize> {
@@ -187,7 +186,11 @@ mod tests {
             sends_binary: true,
             output_function: "pg_catalog.textout".into(),
         };
-        let column = |at: usize| Column { name: format!("c{at}").into(), data_type: data_type.clone(), nullable: true };
+        let column = |at: usize| Column {
+            name: format!("c{at}").into(),
+            data_type: data_type.clone(),
+            nullable: true,
+        };
         let name = TableName::new("public", "t");
         Arc::new(Table {
             id: TableId(0),

@@ -82,7 +82,8 @@ impl PageRange {
 /// Splits a table's heaps for `workers`; at least one range per heap, so that an empty table has one too.
 pub(crate) fn split(heaps: &[Heap], workers: usize) -> Vec<(PageRange, u64)> {
     let total: u64 = heaps.iter().map(|heap| heap.bytes).sum();
-    let wanted = (total / (workers.max(1) as u64 * CHUNKS_PER_WORKER)).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
+    let wanted =
+        (total / (workers.max(1) as u64 * CHUNKS_PER_WORKER)).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
     heaps.iter().flat_map(|heap| split_heap(heap, wanted)).collect()
 }
 

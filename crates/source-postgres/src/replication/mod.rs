@@ -1,0 +1,35 @@
+//! Logical replication: slot, publication, the change stream and its feedback.
+
+pub(crate) mod feedback;
+mod project;
+pub(crate) mod publication;
+pub(crate) mod slot;
+pub mod spool;
+pub(crate) mod stream;
+pub mod transaction;
+
+use std::path::PathBuf;
+
+use crate::config::PostgresSourceConfig;
+use crate::decode::relation_cache::{RelationCache, TableBinding};
+use crate::selection::Selection;
+use spool::SpoolSettings;
+use transaction::Transactions;
+
+/// What turns frames into the selection's changes.
+pub(crate) fn transactions(config: &PostgresSourceConfig, selection: &Selection) -> Transactions {
+    let bindings =
+        selection.tables.iter().zip(&selection.bindings).map(|(table, (oid, excluded))| TableBinding {
+            oid: Some(*oid),
+            excluded: excluded.clone(),
+            ..TableBinding::new(std::sync::Arc::clone(table))
+        });
+    let mut relations = RelationCache::new(bindings.collect());
+    for (&leaf, &table) in &selection.leaves {
+        relations.map_leaf(leaf, table);
+    }
+    let defaults = SpoolSettings::default();
+    let directory: PathBuf = config.spool_directory.clone().unwrap_or(defaults.directory.clone());
+    let spool = SpoolSettings { memory_bytes_max: config.spool_memory_bytes_max, directory, ..defaults };
+    Transactions::new(relations, spool)
+}

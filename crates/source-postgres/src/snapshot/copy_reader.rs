@@ -1,0 +1,143 @@
+//! A snapshot's rows enter here: one COPY per chunk, on a worker's own connection.
+//!
+//! ```text
+//!   COPY (SELECT columns FROM ONLY relation WHERE range) TO STDOUT (FORMAT binary)
+//!      ──frames──> BinaryRows ──cells──> Batch ──RowSender──> the target's loader
+//! ```
+//!
+//! Invariants: the batch is handed over when it is full by rows or bytes, and the reader then waits for the loader; the end mark is sent
+//! only after the server's own end of the COPY. A text-mapped column is read through its type's output function, never by a
+//! cast: casts of `inet`, `character(n)` and `boolean` give other text than the change stream does.
+
+use std::sync::Arc;
+
+use pgferry_model::{Batch, CellFormat, Error, Result, Table};
+use pgferry_pipeline::{RowSender, failpoint};
+use pgferry_postgres::{Session, quote_identifier};
+
+use super::copy_binary::BinaryRows;
+use super::plan::{Heap, PageRange};
+use crate::error;
+
+/// The statement that reads a range of a relation.
+pub(crate) fn copy_statement(
+    table: &Table,
+    heap: &Heap,
+    range: &PageRange,
+    formats: &[CellFormat],
+    filters: &[&str],
+) -> String {
+    let columns: Vec<String> = table
+        .columns
+        .iter()
+        .zip(formats)
+        .map(|(column, format)| {
+            let name = quote_identifier(&column.name);
+            match format {
+                CellFormat::Binary => name,
+                CellFormat::Text => {
+                    format!("pg_catalog.textin({}({name}))", column.data_type.output_function)
+                }
+            }
+        })
+        .collect();
+    let relation = format!("{}.{}", quote_identifier(&heap.schema), quote_identifier(&heap.name));
+    let conditions: Vec<String> =
+        range.condition().into_iter().chain(filters.iter().map(|filter| format!("({filter})"))).collect();
+    let where_clause =
+        if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+    format!(
+        "COPY (SELECT {} FROM ONLY {relation}{where_clause}) TO STDOUT (FORMAT binary)",
+        columns.join(", ")
+    )
+}
+
+/// Runs the statement and sends its rows, then the end mark. Returns the number of rows.
+pub(crate) async fn copy_rows(
+    session: &mut Session,
+    statement: &str,
+    table: &Arc<Table>,
+    formats: Vec<CellFormat>,
+    out: RowSender,
+) -> Result<u64> {
+    session.copy_out(statement).await?;
+    let (rows_max, bytes_max) = (out.batch_rows_max(), out.batch_bytes_max());
+    let mut rows = BinaryRows::new(formats);
+    let mut batch = Batch::new(Arc::clone(table));
+    loop {
+        while let Some(frame) = session.peek_frame()? {
+            let done = match frame.tag {
+                b'd' => {
+                    rows.take(frame.body, &mut batch)?;
+                    false
+                }
+                b'E' => return Err(session.server_error(frame.body, "reading a table")),
+                b'Z' => true,
+                _ => false,
+            };
+            session.consume_frame();
+            if done {
+                let count = rows.end()?;
+                if !batch.is_empty() {
+                    out.send(batch).await?;
+                }
+                out.end(count).await?;
+                return Ok(count);
+            }
+            if batch.len() >= rows_max || batch.bytes() >= bytes_max {
+                failpoint::pass("source.mid_copy");
+                let next = Batch::with_capacity(Arc::clone(table), batch.len(), batch.value_bytes());
+                out.send(std::mem::replace(&mut batch, next)).await?;
+            }
+        }
+        if session.read_some().await? == 0 {
+            return Err(Error::transient(
+                error::STREAM_ENDED,
+                "the server closed the connection in the middle of a COPY",
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgferry_model::{Column, DataType, TableId, TableName, TypeKind};
+
+    use super::*;
+
+    #[test]
+    fn the_statement_quotes_names_and_joins_conditions() {
+        let column = |name: &str, function: &str| Column {
+            name: name.into(),
+            data_type: DataType {
+                oid: 869,
+                name: "inet".into(),
+                kind: TypeKind::Network,
+                sends_binary: true,
+                output_function: function.into(),
+            },
+            nullable: true,
+        };
+        let name = TableName::new("s", "t");
+        let table = Table {
+            id: TableId(0),
+            target_name: name.clone(),
+            name,
+            columns: vec![column("a b", "pg_catalog.inet_out"), column("c", "x")],
+            key: Vec::new(),
+            key_enforced: false,
+            full_identity: false,
+            rows_estimated: 0,
+            bytes: 0,
+        };
+        let heap =
+            Heap { oid: 1, schema: "s".into(), name: "Käse".into(), bytes: 0, pages: 9, splittable: true };
+        let range = PageRange { oid: 1, pages: Some((3, None)) };
+        let formats = [CellFormat::Text, CellFormat::Binary];
+        assert_eq!(
+            copy_statement(&table, &heap, &range, &formats, &["x > 1"]),
+            "COPY (SELECT pg_catalog.textin(pg_catalog.inet_out(\"a b\")), \"c\" FROM ONLY \"s\".\"Käse\" \
+             WHERE ctid >= '(3,0)'::pg_catalog.tid AND (x > 1)) TO STDOUT (FORMAT binary)"
+        );
+    }
+}

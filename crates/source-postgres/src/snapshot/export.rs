@@ -1,0 +1,127 @@
+//! Opens a consistent point and lets many connections read at it.
+//!
+//! ```text
+//!   exporter   CREATE_REPLICATION_SLOT … (SNAPSHOT 'export')   idle until the end: the snapshot dies with it
+//!   worker 1   BEGIN … SET TRANSACTION SNAPSHOT 'name'         its snapshot compared with the first worker's
+//!   worker 2   …
+//! ```
+//!
+//! Invariants: every worker reads at the same snapshot, asserted per connection (behind a load balancer `SET TRANSACTION SNAPSHOT`
+//! can reach another instance); the exporter runs no other command while the snapshot is needed.
+//!
+//! Facts: PostgreSQL docs, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT), "SET TRANSACTION", "Snapshot Synchronization
+//! Functions". The slot's consistent point is the cut: decoding skips a commit whose record begins before it.
+
+use parking_lot::Mutex;
+use pgferry_model::{Error, Position, Result};
+use pgferry_postgres::{Purpose, Session, quote_literal};
+
+use crate::control::{PostgresControl, column, query};
+use crate::error;
+use crate::replication::slot;
+use pgferry_pipeline::error::SNAPSHOT_LOST;
+
+/// The exporting connection and the snapshot's name.
+pub(crate) struct Exported {
+    /// Idle while the snapshot is needed; it holds the temporary slot, if there is one.
+    exporter: Session,
+    name: String,
+    cut: Position,
+    /// `pg_current_snapshot()` as the first worker saw it.
+    seen: Mutex<Option<String>>,
+    idle: Mutex<Vec<Session>>,
+}
+
+/// How the snapshot is opened.
+pub(crate) enum Export {
+    /// No slot: rows only.
+    Plain,
+    /// The task's slot is made, and its snapshot is used.
+    WithSlot(String),
+    /// A slot that goes away with its connection.
+    WithTemporarySlot,
+}
+
+impl Exported {
+    /// Opens the consistent point.
+    pub(crate) async fn open(control: &PostgresControl, export: Export) -> Result<Exported> {
+        let purpose = if matches!(export, Export::Plain) { Purpose::Copy } else { Purpose::Replication };
+        let mut exporter = control.connect(purpose).await?;
+        let (name, cut) = match export {
+            Export::Plain => plain(&mut exporter).await?,
+            Export::WithSlot(name) => slot::create(control, &mut exporter, &name, false).await?,
+            Export::WithTemporarySlot => {
+                let name = format!("pgferry_cut_{}", exporter.backend_pid());
+                slot::create(control, &mut exporter, &name, true).await?
+            }
+        };
+        Ok(Exported { exporter, name, cut, seen: Mutex::new(None), idle: Mutex::new(Vec::new()) })
+    }
+
+    pub(crate) fn cut(&self) -> Position {
+        self.cut
+    }
+
+    /// A connection that reads at the snapshot; give it back with [`Exported::put_back`] when it is whole.
+    pub(crate) async fn worker(&self, control: &PostgresControl) -> Result<Session> {
+        if let Some(session) = self.idle.lock().pop() {
+            return Ok(session);
+        }
+        let mut session = control.connect(Purpose::Copy).await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        query(&mut session, begin).await?;
+        let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(&self.name));
+        query(&mut session, &import).await.map_err(lost)?;
+        let function = if session.server_version_num() >= 130_000 {
+            "pg_current_snapshot"
+        } else {
+            "txid_current_snapshot"
+        };
+        let rows = query(&mut session, &format!("SELECT pg_catalog.{function}()")).await?;
+        let seen = column(&rows, 0, 0)?;
+        let mut first = self.seen.lock();
+        match first.as_ref() {
+            None => *first = Some(seen),
+            Some(first) if *first == seen => {}
+            Some(_) => return Err(differs()),
+        }
+        drop(first);
+        Ok(session)
+    }
+
+    /// Keeps a connection whose COPY has ended cleanly for the next chunk.
+    pub(crate) fn put_back(&self, session: Session) {
+        self.idle.lock().push(session);
+    }
+
+    /// Ends the snapshot; a temporary slot goes with it.
+    pub(crate) async fn close(self) -> Result<()> {
+        for session in self.idle.into_inner() {
+            session.close().await?;
+        }
+        self.exporter.close().await
+    }
+}
+
+async fn plain(session: &mut Session) -> Result<(String, Position)> {
+    query(session, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let rows = query(
+        session,
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+         ELSE pg_catalog.pg_current_wal_insert_lsn() END, pg_catalog.pg_export_snapshot()",
+    )
+    .await?;
+    let cut = crate::control::position(&column(&rows, 0, 0)?)?;
+    Ok((column(&rows, 0, 1)?, cut))
+}
+
+fn lost(failure: Error) -> Error {
+    Error::transient(SNAPSHOT_LOST, "the consistent snapshot is gone: its exporting connection ended")
+        .with_origin(failure)
+}
+
+fn differs() -> Error {
+    Error::task_broken(error::SNAPSHOT_DIFFERS, "a worker's connection does not see the exported snapshot")
+        .with_cause("the address leads to more than one server: a load balancer or a reader endpoint")
+        .with_cure(pgferry_model::Cure::advice("connect to one server: the primary's own address"))
+}
