@@ -111,7 +111,7 @@ pub struct RawTask {
     pub include: Option<Vec<String>>,
     /// Tables to leave out, in the same form. Default: none.
     pub exclude: Option<Vec<String>>,
-    /// Tables, each with its own settings. With `include` or `entire_db` the entries refine what is selected.
+    /// Tables, each with its own settings. They are carried in addition to what `include` selects.
     #[serde(default)]
     pub tables: Vec<RawTable>,
     /// The longest that a committed change waits before it is written. Default: `1s`.

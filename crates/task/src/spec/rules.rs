@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pgferry_pipeline::SyncMode;
 
-use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY};
+use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY, UNSUPPORTED};
 use super::raw::{RawPostgres, RawSslMode, RawSyncMode, RawTable, RawTask};
 use super::read::{RawConnection, Written, nearest};
 use super::scalar::SecretSource;
@@ -171,6 +171,12 @@ pub(super) fn task(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
     }
     if raw.include.as_ref().is_some_and(Vec::is_empty) {
         faults.push(Fault::new(INVALID_VALUE, format!("{path}.include"), "an empty list selects nothing"));
+    }
+    let schema = raw.duckdb.as_ref().and_then(|duckdb| duckdb.schema.as_ref());
+    if schema.is_some() && (raw.include.is_some() || raw.scenario.is_some()) {
+        let problem = "`duckdb.schema` needs every table listed in `tables` in this build";
+        let fault = Fault::new(UNSUPPORTED, format!("{path}.duckdb.schema"), problem);
+        faults.push(fault.cure("list the tables, or remove it: each table then keeps its own schema"));
     }
     if raw.sync_mode == Some(RawSyncMode::Snapshot) && raw.replication.is_some() {
         let problem = "a task that ends with the snapshot uses no slot and no publication";

@@ -26,8 +26,12 @@ fn schema() -> Value {
 /// Heading, where the keys stand in the schema, and a line about where they stand in a file.
 const SECTIONS: &[(&str, &str, &str)] = &[
     ("The file", "", "At the top."),
-    ("A PostgreSQL connection", "RawPostgres", "In `[connections.NAME]` with `kind = \"postgres\"`."),
-    ("A DuckDB connection", "RawDuckdb", "In `[connections.NAME]` with `kind = \"duckdb\"`."),
+    (
+        "A PostgreSQL connection",
+        "AnyConnection/oneOf/0",
+        "In `[connections.NAME]` with `kind = \"postgres\"`.",
+    ),
+    ("A DuckDB connection", "AnyConnection/oneOf/1", "In `[connections.NAME]` with `kind = \"duckdb\"`."),
     ("A task", "RawTask", "In `[tasks.NAME]`."),
     ("A table", "RawTable", "In `[[tasks.NAME.tables]]`."),
     ("Publication and slot", "RawReplication", "In `[tasks.NAME.replication]`."),
@@ -55,7 +59,10 @@ pub fn reference_page() -> String {
     let schema = schema();
     let mut page = INTRODUCTION.to_owned();
     for (heading, name, place) in SECTIONS {
-        let object = if name.is_empty() { &schema } else { &schema["$defs"][name] };
+        let object = match name.is_empty() {
+            true => &schema,
+            false => schema.pointer(&format!("/$defs/{name}")).unwrap_or(&Value::Null),
+        };
         let _ = write!(page, "\n## {heading}\n\n{place}\n\n| key | form | meaning |\n|---|---|---|\n");
         let Some(keys) = object["properties"].as_object() else { continue };
         for (key, value) in keys.iter().filter(|(key, _)| *key != "kind") {

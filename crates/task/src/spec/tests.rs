@@ -24,6 +24,7 @@ source = "shop_pg"
 target = "lake"
 sync_mode = "snapshot"
 batch_size = 50000
+duckdb = { schema = "main" }
 [[tasks.orders-2024.tables]]
 source = "public.orders"
 snapshot_where = "created_at > '2024-01-01'"
@@ -38,7 +39,6 @@ allow_delete = false
 on_table_error = "pause_task"
 include = ["public.*", "billing.*"]
 exclude = ["*.tmp_*"]
-duckdb = { schema = "main" }
 limits = { memory = "1 GiB", retry_for = "2m" }
 [tasks.live.replication]
 publication = "bend_cdc_pub"
@@ -81,7 +81,7 @@ fn a_good_file_means_what_it_says() {
     assert_eq!(once.settings.sync_mode, SyncMode::Snapshot);
     assert_eq!(once.settings.batch_rows_max, 50_000);
     assert_eq!(once.replication.slot, "pgferry_orders_2024");
-    assert_eq!(once.selection.tables[0].target, TableName::new("public", "orders_2024"));
+    assert_eq!(once.selection.tables[0].target, TableName::new("main", "orders_2024"));
     let orders = TableName::new("public", "orders");
     assert_eq!(once.settings.if_target_exists_for(&orders), IfTargetExists::Append);
     let live = spec.task("live").unwrap();
@@ -92,7 +92,7 @@ fn a_good_file_means_what_it_says() {
     assert_eq!((live.settings.buffer_bytes_max, live.settings.batch_bytes_max), (1 << 30, 1 << 28));
     assert!(live.settings.stop_on_table_error);
     assert_eq!(live.replication.manage, Manage::Never);
-    assert_eq!(live.selection.tables[0].target, TableName::new("main", "lines"));
+    assert_eq!(live.selection.tables[0].target, TableName::new("public", "lines"));
 }
 
 #[test]
@@ -273,4 +273,7 @@ fn the_schema_and_the_reference_page_are_current() {
     let undocumented: Vec<&str> =
         page.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
     assert_eq!(undocumented, [] as [&str; 0]);
+    for section in page.split("\n## ").skip(1) {
+        assert!(section.contains("\n| `"), "a section without keys: {section}");
+    }
 }

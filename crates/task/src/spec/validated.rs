@@ -127,7 +127,7 @@ pub struct Selection {
     pub include: Vec<String>,
     /// Patterns of what to leave out.
     pub exclude: Vec<String>,
-    /// Single tables: selected where `include` is empty, otherwise refinements of what is included.
+    /// Single tables with settings of their own, in addition to `include`.
     pub tables: Vec<TableSpec>,
     /// The schema in the target of tables that name none; `None`: each table's own.
     pub target_schema: Option<String>,
@@ -390,7 +390,7 @@ fn replication(task: &str, path: &str, raw: Option<&RawReplication>, faults: &mu
 }
 
 /// `pgferry_` and the task's name, in the letters that a slot's name may have.
-pub fn default_name(task: &str) -> String {
+pub(super) fn default_name(task: &str) -> String {
     let legal = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
     let mut name: String = "pgferry_".chars().chain(task.to_ascii_lowercase().chars().map(legal)).collect();
     name.truncate(NAME_BYTES_MAX);
