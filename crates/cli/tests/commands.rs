@@ -1,4 +1,5 @@
 //! What the program says and how it ends, for everything that needs no server.
+#![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 use std::path::Path;
 use std::process::Output;

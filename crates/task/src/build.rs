@@ -33,7 +33,7 @@ pub async fn build(spec: &Spec, task: &TaskSpec) -> Result<Built> {
 
 /// The named tasks in the file's order; all of them where none is named.
 pub fn select<'a>(spec: &'a Spec, names: &[String]) -> Result<Vec<&'a TaskSpec>> {
-    for name in names.iter().filter(|name| spec.task(name).is_none()) {
+    if let Some(name) = names.iter().find(|name| spec.task(name).is_none()) {
         let known: Vec<&str> = spec.tasks.iter().map(|task| task.id.as_str()).collect();
         let problem = format!("{} has no task `{name}`", spec.file.display());
         let cure = Cure::advice(format!("its tasks are: {}", known.join(", ")));

@@ -30,7 +30,7 @@ pub struct RawFile {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum AnyConnection {
     /// A PostgreSQL server.
-    Postgres(RawPostgres),
+    Postgres(Box<RawPostgres>),
     /// A DuckDB file.
     Duckdb(RawDuckdb),
 }

@@ -1,3 +1,5 @@
+//! Task files, good and bad, and what is said about them.
+
 use std::path::Path;
 use std::time::Duration;
 
