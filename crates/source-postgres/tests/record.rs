@@ -3,6 +3,8 @@
 //! Each file: frames, each a length (4 bytes, big-endian) and the payload of a `w` message. The name says server, protocol
 //! version, options and scenario: `v18-p4-parallel-streamed.frames`. What the scenarios do is below, in SQL.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 mod wire;
 
 use std::path::Path;
@@ -98,7 +100,11 @@ const PREPARED: &[Step] = &[
     (0, 15, "COMMIT PREPARED 'one'"),
     (0, 15, "BEGIN; INSERT INTO shop.plain (id) VALUES (2); PREPARE TRANSACTION 'two'"),
     (0, 15, "ROLLBACK PREPARED 'two'"),
-    (0, 15, "BEGIN; INSERT INTO shop.plain (id) SELECT i FROM generate_series(10, 700) i; PREPARE TRANSACTION 'large'"),
+    (
+        0,
+        15,
+        "BEGIN; INSERT INTO shop.plain (id) SELECT i FROM generate_series(10, 700) i; PREPARE TRANSACTION 'large'",
+    ),
     (0, 15, "COMMIT PREPARED 'large'"),
 ];
 
