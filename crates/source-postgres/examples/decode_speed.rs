@@ -1,6 +1,7 @@
 //! How long a narrow change takes from its frame into the assembler: `cargo run --release --example decode_speed`.
 #![allow(clippy::expect_used, clippy::print_stdout)]
 
+#[allow(dead_code)]
 #[path = "../fuzz/drive.rs"]
 mod drive;
 

@@ -380,10 +380,8 @@ proptest! {
 
     #[test]
     fn random_frames_are_refused_or_taken(bytes in prop::collection::vec(any::<u8>(), 0..200), streamed: bool) {
-        if let Ok(decoded) = decode(&bytes, streamed) {
-            if let Message::Row(row) = decoded.message {
-                let _ = row.tuples();
-            }
+        if let Ok(Message::Row(row)) = decode(&bytes, streamed).map(|decoded| decoded.message) {
+            let _ = row.tuples();
         }
         let _ = run(&bytes, &Pace::default());
     }
