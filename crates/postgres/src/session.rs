@@ -86,6 +86,12 @@ impl SessionReader {
         self.socket.read_buf(&mut self.buffer).await.map_err(lost)
     }
 
+    /// Reads and forgets, for an ending connection. Returns the number of bytes; 0 at the end.
+    pub async fn drop_some(&mut self) -> Result<usize> {
+        self.buffer.clear();
+        self.read_some().await
+    }
+
     /// The first whole frame of the buffer, without taking it.
     pub fn peek_frame(&self) -> Result<Option<Frame<'_>>> {
         let Some(length) = self.frame_length()? else { return Ok(None) };

@@ -30,6 +30,8 @@ const SMALL_READ_BYTES: usize = 32 << 10;
 const NAP: Duration = Duration::from_micros(200);
 /// Reads that follow each other within this time mean that the stream is busy.
 const BUSY_WITHIN: Duration = Duration::from_millis(1);
+/// How long the server may take to end its side.
+const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 const DATA_HEADER_BYTES: usize = 25;
 const KEEPALIVE_BYTES: usize = 18;
 
@@ -159,8 +161,14 @@ impl ChangeStream for PostgresStream {
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
-        let this = *self;
-        this.feedback.close().await
+        let mut this = *self;
+        let said = this.feedback.close().await;
+        // The server lets go of the slot before it closes the connection: the next start must find it free.
+        let gone = async { while this.reader.drop_some().await.is_ok_and(|bytes| bytes > 0) {} };
+        if tokio::time::timeout(RELEASE_WITHIN, gone).await.is_err() {
+            tracing::warn!("the server has not closed the replication connection yet");
+        }
+        said
     }
 }
 

@@ -14,6 +14,7 @@
 //! Limits: a table without key is compared as a bag of rows, so a changed row shows as one missing and one extra.
 
 mod copy_text;
+mod inspected;
 mod merge;
 mod source;
 
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 use futures_util::Stream;
 
 pub use copy_text::{Row, parse_line};
+pub use inspected::InspectedRows;
 pub use merge::compare;
 pub use source::{SourceRows, tables};
 
