@@ -20,7 +20,7 @@ use pgferry_task::spec::Spec;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_its_own_is_filled_asked_and_gone() {
     let server = DemoServer::start().await.unwrap();
-    let folder = server.socket_folder().to_owned();
+    let folder = server.folder().to_owned();
     let connection = server.connection("shop");
     assert_eq!(fill(&connection).await.unwrap(), 102_500);
     traffic_changes_every_table(&server).await;

@@ -27,13 +27,17 @@ pub const NOT_CAUGHT_UP: Code = Code::new("demo.not_caught_up");
 
 /// The task file of the demo: a real one, so that the demo shows what a user writes.
 pub fn task_file(server: &DemoServer, duckdb: &Path) -> String {
-    let text = |path: &Path| toml::Value::String(path.to_string_lossy().into_owned()).to_string();
+    let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let connection = server.connection("shop");
+    let password = connection.password.as_ref().map_or("", |password| password.expose());
     let mut file = format!(
-        "version = 1\n\n[connections.shop]\nkind = \"postgres\"\nhost = {}\ndatabase = \"shop\"\nuser = \"postgres\"\n\
+        "version = 1\n\n[connections.shop]\nkind = \"postgres\"\nhost = \"127.0.0.1\"\nport = {}\ndatabase = \"shop\"\n\
+         user = \"postgres\"\npassword = {}\n\
          ssl_mode = \"disable\"\n\n[connections.lake]\nkind = \"duckdb\"\npath = {}\n\n[tasks.demo]\nsource = \"shop\"\n\
          target = \"lake\"\nsync_mode = \"snapshot_cdc\"\nsync_interval = \"500ms\"\nduckdb = {{ schema = \"main\" }}\n",
-        text(server.socket_folder()),
-        text(duckdb),
+        connection.port,
+        text(password),
+        text(&duckdb.to_string_lossy()),
     );
     for table in TABLES {
         file.push_str(&format!("\n[[tasks.demo.tables]]\nsource = \"public.{table}\"\n"));

@@ -1,10 +1,12 @@
-//! A throw-away PostgreSQL: found, made in a temporary folder, started on a Unix socket, gone at the end.
+//! A throw-away PostgreSQL: found, made in a temporary folder, started on loopback, gone at the end.
 //!
-//! Invariants: it listens on no network; as root it runs as the user `postgres` (PostgreSQL refuses root); it is in a
+//! Invariants: it listens on loopback only, behind a password drawn for this run (a superuser's session is a shell for who
+//! gets it); as root it runs as the user `postgres` (PostgreSQL refuses root); it is in a
 //! process group of its own, so that Ctrl-C reaches pgferry first; dropping the handle stops it and removes its folder.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use pgferry_model::{Cure, Error, Result};
-use pgferry_postgres::{ConnectionConfig, Purpose, Session};
+use pgferry_postgres::{ConnectionConfig, Purpose, Secret, Session};
 
 use super::{NO_SERVER, SERVER_FAILED};
 
@@ -24,7 +26,14 @@ const LINES_MAX: usize = 10;
 /// A running server.
 pub struct DemoServer {
     stopper: Stopper,
+    made: Made,
+}
+
+/// What was drawn and found while it was made.
+struct Made {
     version: String,
+    port: u16,
+    password: String,
 }
 
 /// Stops the server and removes its folder; may be called from anywhere, more than once.
@@ -38,10 +47,10 @@ pub struct Stopper {
 impl DemoServer {
     /// Starts a server with an empty database `shop`.
     pub async fn start() -> Result<DemoServer> {
-        let (stopper, version) = tokio::task::spawn_blocking(prepare).await.map_err(|lost| {
+        let (stopper, made) = tokio::task::spawn_blocking(prepare).await.map_err(|lost| {
             Error::task_broken(SERVER_FAILED, "preparing the demo's server was cut off").with_origin(lost)
         })??;
-        let server = DemoServer { stopper, version };
+        let server = DemoServer { stopper, made };
         server.wait_until_up().await?;
         let mut session = Session::connect(&server.connection("postgres"), Purpose::Query).await?;
         session.simple_query("CREATE DATABASE shop").await?;
@@ -51,11 +60,11 @@ impl DemoServer {
 
     /// As the server says it: `15.18`.
     pub fn version(&self) -> &str {
-        &self.version
+        &self.made.version
     }
 
-    /// Where its socket is.
-    pub fn socket_folder(&self) -> &Path {
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
         &self.stopper.folder
     }
 
@@ -67,11 +76,11 @@ impl DemoServer {
     /// How to connect to a database of it.
     pub fn connection(&self, database: &str) -> ConnectionConfig {
         ConnectionConfig {
-            host: self.stopper.folder.to_string_lossy().into_owned(),
-            port: 5432,
+            host: "127.0.0.1".to_owned(),
+            port: self.made.port,
             database: database.to_owned(),
             user: "postgres".to_owned(),
-            password: None,
+            password: Some(Secret::new(self.made.password.as_str())),
             connect_timeout: CONNECT_TIMEOUT,
             application_name: "pgferry demo".to_owned(),
         }
@@ -131,14 +140,14 @@ impl Stopper {
     }
 }
 
-fn prepare() -> Result<(Stopper, String)> {
+fn prepare() -> Result<(Stopper, Made)> {
     let programs = find_programs()?;
     let root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     let account = if root { Some(postgres_account()?) } else { None };
     let folder = std::env::temp_dir().join(format!("pgferry-demo-{}", std::process::id()));
     let stopper = Stopper { programs, folder, account };
     match make(&stopper) {
-        Ok(version) => Ok((stopper, version)),
+        Ok(made) => Ok((stopper, made)),
         Err(failure) => {
             stopper.stop();
             Err(failure)
@@ -146,7 +155,7 @@ fn prepare() -> Result<(Stopper, String)> {
     }
 }
 
-fn make(stopper: &Stopper) -> Result<String> {
+fn make(stopper: &Stopper) -> Result<Made> {
     let io_failed = |failure: io::Error| {
         Error::task_broken(SERVER_FAILED, format!("cannot make {}", stopper.folder.display()))
             .with_origin(failure)
@@ -159,11 +168,26 @@ fn make(stopper: &Stopper) -> Result<String> {
     let data = stopper.folder.join("data");
     let version = run(stopper.command("postgres").arg("--version"))?;
     let mut initdb = stopper.command("initdb");
-    initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
-    run(initdb.arg("--pgdata").arg(&data))?;
-    // Sockets only; nothing here has to survive a power failure.
+    initdb.args([
+        "--username=postgres",
+        "--auth=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+    ]);
+    let password = draw_password().map_err(io_failed)?;
+    let password_file = stopper.folder.join("password");
+    fs::write(&password_file, &password).map_err(io_failed)?;
+    if let Some((user, group)) = stopper.account {
+        chown(&password_file, Some(user), Some(group)).map_err(io_failed)?;
+    }
+    run(initdb.arg("--pwfile").arg(&password_file).arg("--pgdata").arg(&data))?;
+    fs::remove_file(&password_file).map_err(io_failed)?;
+    let port =
+        TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).map_err(io_failed)?.port();
+    // Nothing here has to survive a power failure.
     let settings = format!(
-        "-c listen_addresses='' -c port=5432 -c unix_socket_directories='{}' -c wal_level=logical -c fsync=off \
+        "-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='{}' -c wal_level=logical -c fsync=off \
          -c max_wal_senders=10 -c max_replication_slots=10",
         stopper.folder.display()
     );
@@ -172,7 +196,14 @@ fn make(stopper: &Stopper) -> Result<String> {
     run(start.arg("-D").arg(&data))?;
     let number =
         String::from_utf8_lossy(&version.stdout).split_whitespace().nth(2).unwrap_or_default().to_owned();
-    Ok(number)
+    Ok(Made { version: number, port, password })
+}
+
+/// 128 bits from the system.
+fn draw_password() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn run(command: &mut Command) -> Result<Output> {
