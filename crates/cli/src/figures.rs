@@ -52,13 +52,21 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, indent: usize) -> S
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|heading| heading.to_uppercase()));
     table.add_rows(rows);
-    let line = |line: String| format!("{}{}", " ".repeat(indent), line.trim_end());
+    let line = |line: String| {
+        format!("{}{}", " ".repeat(indent), line.strip_prefix(' ').unwrap_or(&line).trim_end())
+    };
     table.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_are_indented_as_asked_and_end_without_blanks() {
+        let text = table(&["name", "rows"], vec![vec!["a".into(), "1".into()]], 2);
+        assert_eq!(text, "  NAME  ROWS\n  a     1");
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -9,12 +9,12 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::arguments::{Global, LogFormat};
 use crate::output::Output;
 
-/// Starts logging. `shows_progress`: a terminal shows lines of progress, so that only warnings interrupt them.
-pub(crate) fn start(global: &Global, output: &Output, shows_progress: bool) {
+/// Starts logging. `goes_on`: where no terminal shows progress, the log does.
+pub(crate) fn start(global: &Global, output: &Output, goes_on: bool) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
-        (false, 0) if shows_progress && output.terminal => "warn",
-        (false, 0) if shows_progress => "pgferry=info,warn",
+        (false, 0) if goes_on && output.terminal => "warn",
+        (false, 0) if goes_on => "pgferry=info,warn",
         (false, 0) => "warn",
         (false, 1) => "pgferry=debug,info",
         (false, _) => "pgferry=trace,debug",

@@ -135,7 +135,7 @@ fn headline(task: &Shown, rate: &Rate) -> String {
     if broken > 0 {
         parts.push(format!("{broken} set aside"));
     }
-    format!("{}  {}  {}", task.task, phase.word(), parts.join(" · "))
+    format!("{}  {}  {}", task.task, phase.word(), parts.join(" · ")).trim_end().to_owned()
 }
 
 fn lag(monitor: &Monitor) -> String {

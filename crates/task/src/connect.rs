@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 
 use pgferry_model::{Cure, Error, Result};
-use pgferry_postgres::{ConnectionConfig, Secret};
+use pgferry_postgres::{ConnectionConfig, Purpose, Secret, Session};
 
 use crate::spec::raw::RawSslMode;
 use crate::spec::scalar::SecretSource;
@@ -50,6 +50,11 @@ pub fn connection_config(connection: &PostgresConnection, application: &str) -> 
         return Err(Error::task_broken(UNSUPPORTED, problem));
     }
     Ok(config)
+}
+
+/// A session for questions, for callers above that do not know the crate below.
+pub async fn session(config: &ConnectionConfig) -> Result<Session> {
+    Session::connect(config, Purpose::Query).await
 }
 
 /// A secret's text. Never logged; the error names the place only.

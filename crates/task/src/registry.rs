@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use pgferry_model::{Error, Result};
+use pgferry_pipeline::error::WORKER_LOST;
 use pgferry_pipeline::{Source, Target};
 use pgferry_source_postgres as source_postgres;
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
 
+use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
+
 use crate::connect::connection_config;
-use crate::spec::{
-    CONFLICT, Connection, DuckdbConnection, Manage, PostgresConnection, Spec, TaskSpec, UNSUPPORTED,
-};
+use crate::spec::{CONFLICT, Connection, DuckdbConnection, Manage, PostgresConnection, Spec, TaskSpec};
 
 /// Kinds that a task can read from.
 pub const SOURCE_KINDS: &[&str] = &["postgres"];
@@ -76,7 +77,20 @@ fn postgres_source(connection: &PostgresConnection, task: &TaskSpec) -> Result<P
 }
 
 async fn duckdb_target(connection: &DuckdbConnection, task: &TaskSpec) -> Result<Arc<dyn Target>> {
-    let problem =
-        format!("task {}: DuckDB target {} is not in this build yet", task.id, connection.path.display());
-    Err(Error::task_broken(UNSUPPORTED, problem))
+    let mut config = DuckdbConfig::new(&connection.path);
+    config.schema = task.selection.target_schema.clone();
+    config.memory_limit = format!("{}B", connection.memory_limit);
+    config.threads = usize::from(connection.threads);
+    for table in &task.selection.tables {
+        for (column, target_type) in &table.column_types {
+            let place = (table.source.schema.to_string(), table.source.name.to_string(), column.clone());
+            config.type_overrides.insert(place, target_type.clone());
+        }
+    }
+    // Opening a file waits for the disk.
+    let connecting = tokio::task::spawn_blocking(move || DuckdbTarget::connect(config));
+    let target = connecting.await.map_err(|lost| {
+        Error::transient(WORKER_LOST, "opening the DuckDB file was cut off").with_origin(lost)
+    })??;
+    Ok(Arc::new(target))
 }

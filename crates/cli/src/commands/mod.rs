@@ -26,8 +26,7 @@ pub(crate) type Ended = Result<ExitCode, Failure>;
 
 /// Runs the command that was typed.
 pub(crate) async fn run(arguments: &Arguments, output: &Arc<Output>) -> Ended {
-    let goes_on = matches!(arguments.command, Command::Run(_) | Command::Demo(_));
-    logs::start(&arguments.global, output, goes_on);
+    logs::start(&arguments.global, output, matches!(arguments.command, Command::Run(_)));
     match &arguments.command {
         Command::Run(arguments) => Box::pin(run::run(arguments, output)).await,
         Command::Check(selection) => Box::pin(check::run(selection, output)).await,

@@ -2,6 +2,7 @@
 //!
 //! Everything is bounded: the shop's size, the number of clients, their statements and their time.
 
+mod proof;
 mod server;
 mod shop;
 mod traffic;
@@ -12,6 +13,7 @@ use pgferry_model::Code;
 
 use crate::spec::{Faults, Spec, read_text};
 
+pub use proof::{Proof, Seller, prove};
 pub use server::{DemoServer, Stopper};
 pub use shop::{TABLES, fill};
 pub use traffic::Traffic;

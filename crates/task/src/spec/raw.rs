@@ -72,7 +72,7 @@ pub struct RawPostgres {
 pub struct RawDuckdb {
     /// The database file; made when it is not there. Required. Relative to the task file.
     pub path: Option<String>,
-    /// DuckDB's own memory limit. Default: half of the task's `limits.memory`, at least `256MB`.
+    /// DuckDB's own memory limit, at least `256MB`. Default: `1GB`.
     pub memory_limit: Option<Bytes>,
     /// DuckDB's threads. Default: as many as the machine has processors.
     pub threads: Option<u16>,
@@ -215,8 +215,20 @@ pub struct RawTable {
     pub snapshot_where: Option<String>,
     /// Columns that are not carried. Default: none.
     pub exclude_columns: Option<Vec<String>>,
+    /// Single columns, by name.
+    #[serde(default)]
+    pub columns: BTreeMap<String, RawColumn>,
     /// As the task's setting of that name, for this table.
     pub if_target_exists: Option<RawIfTargetExists>,
+}
+
+/// One column of a table.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawColumn {
+    /// Its type in the target: `string` (the source's own text), or `decimal(PRECISION,SCALE)`. Default: by the source's type.
+    #[serde(rename = "type")]
+    pub target_type: Option<String>,
 }
 
 /// Publication and slot.
@@ -276,6 +288,6 @@ pub struct RawLimits {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawDuckdbTask {
-    /// The schema that all tables go to. Default: each table's schema in the source.
+    /// The schema that all tables go to; with `include`, every table has to come from one schema. Default: each table's own.
     pub schema: Option<String>,
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use pgferry_pipeline::SyncMode;
 
-use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY, UNSUPPORTED};
+use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY};
 use super::raw::{RawPostgres, RawSslMode, RawSyncMode, RawTable, RawTask};
 use super::read::{RawConnection, Written, nearest};
-use super::scalar::SecretSource;
+use super::scalar::{SecretSource, parse_table_name};
 use super::validated::{NAME_BYTES_MAX, TableSpec, TaskSpec};
 
 pub(super) fn name(path: &str, name: &str, faults: &mut Vec<Fault>) {
@@ -172,12 +172,7 @@ pub(super) fn task(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
     if raw.include.as_ref().is_some_and(Vec::is_empty) {
         faults.push(Fault::new(INVALID_VALUE, format!("{path}.include"), "an empty list selects nothing"));
     }
-    let schema = raw.duckdb.as_ref().and_then(|duckdb| duckdb.schema.as_ref());
-    if schema.is_some() && (raw.include.is_some() || raw.scenario.is_some()) {
-        let problem = "`duckdb.schema` needs every table listed in `tables` in this build";
-        let fault = Fault::new(UNSUPPORTED, format!("{path}.duckdb.schema"), problem);
-        faults.push(fault.cure("list the tables, or remove it: each table then keeps its own schema"));
-    }
+    target_schema(path, raw, faults);
     if raw.sync_mode == Some(RawSyncMode::Snapshot) && raw.replication.is_some() {
         let problem = "a task that ends with the snapshot uses no slot and no publication";
         let fault = Fault::new(CONFLICT, format!("{path}.replication"), problem);
@@ -186,6 +181,54 @@ pub(super) fn task(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
     if raw.duckdb.as_ref().and_then(|duckdb| duckdb.schema.as_deref()).is_some_and(str::is_empty) {
         faults.push(Fault::new(INVALID_VALUE, format!("{path}.duckdb.schema"), "a schema has a name"));
     }
+}
+
+/// Tables of one name from two schemas must not meet in the one schema that all tables go to; a target's own schema must
+/// not be passed over.
+fn target_schema(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
+    let Some(schema) = raw.duckdb.as_ref().and_then(|duckdb| duckdb.schema.as_deref()) else { return };
+    let mut sources: Vec<String> =
+        raw.include.iter().flatten().filter_map(|pattern| schema_of(pattern)).collect();
+    let patterns = raw.include.is_some() || raw.scenario.is_some();
+    for (index, table) in raw.tables.iter().enumerate() {
+        let name = |text: &Option<String>| text.as_deref().and_then(|text| parse_table_name(text, ""));
+        let source = name(&table.source)
+            .map(|name| if name.schema.is_empty() { "public".into() } else { name.schema.to_string() });
+        sources.extend(source);
+        if name(&table.target).is_some_and(|name| !name.schema.is_empty() && name.schema.as_ref() != schema) {
+            let problem = format!("every table of the task goes to schema `{schema}` (duckdb.schema)");
+            let fault = Fault::new(CONFLICT, format!("{path}.tables.{index}.target"), problem);
+            faults.push(fault.cure("leave the schema out here, or remove `duckdb.schema`"));
+        }
+    }
+    sources.sort();
+    sources.dedup();
+    let every_schema = raw.include.is_none() && raw.scenario.is_some();
+    if patterns
+        && (every_schema || sources.len() != 1 || sources.iter().any(|source| source.contains(['*', '?'])))
+    {
+        let problem =
+            "tables of several schemas may have the same name, and `duckdb.schema` puts them into one";
+        let fault = Fault::new(CONFLICT, format!("{path}.duckdb.schema"), problem);
+        faults
+            .push(fault.cure(
+                "take tables of one schema, as in include = [\"public.*\"], or remove `duckdb.schema`",
+            ));
+    }
+}
+
+fn schema_of(pattern: &str) -> Option<String> {
+    pattern.split_once('.').map(|(schema, _)| schema.trim_matches('"').to_owned())
+}
+
+/// `string`, or `decimal(p,s)` within DuckDB's 38 digits.
+fn is_target_type(text: &str) -> bool {
+    let decimal = || {
+        let (precision, scale) = text.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
+        let (precision, scale): (u8, u8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
+        Some((1..=38).contains(&precision) && scale <= precision)
+    };
+    text == "string" || decimal() == Some(true)
 }
 
 fn pattern_is_whole(pattern: &str) -> bool {
@@ -203,6 +246,17 @@ pub(super) fn table(path: &str, raw: &RawTable, mode: Option<RawSyncMode>, fault
     }
     if raw.snapshot_where.as_deref().is_some_and(|condition| condition.trim().is_empty()) {
         faults.push(Fault::new(INVALID_VALUE, format!("{path}.snapshot_where"), "the condition is empty"));
+    }
+    for (column, settings) in &raw.columns {
+        if let Some(text) = settings.target_type.as_deref().filter(|text| !is_target_type(text)) {
+            let problem =
+                format!("`{text}` is no type here: write string, or decimal(p,s) with at most 38 digits");
+            faults.push(Fault::new(INVALID_VALUE, format!("{path}.columns.{column}.type"), problem));
+        }
+        if raw.exclude_columns.iter().flatten().any(|out| out == column) {
+            let problem = format!("column `{column}` is excluded");
+            faults.push(Fault::new(CONFLICT, format!("{path}.columns.{column}"), problem));
+        }
     }
     if let Some(key) = &raw.primary_key {
         let path = format!("{path}.primary_key");

@@ -34,6 +34,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ("A DuckDB connection", "AnyConnection/oneOf/1", "In `[connections.NAME]` with `kind = \"duckdb\"`."),
     ("A task", "RawTask", "In `[tasks.NAME]`."),
     ("A table", "RawTable", "In `[[tasks.NAME.tables]]`."),
+    ("A column", "RawColumn", "In `columns.NAME = { ... }` of a table."),
     ("Publication and slot", "RawReplication", "In `[tasks.NAME.replication]`."),
     ("Limits", "RawLimits", "In `[tasks.NAME.limits]`."),
     ("Schema changes", "RawSchemaChanges", "In `schema_changes = { ... }` of a task."),

@@ -49,6 +49,7 @@ manage = "never"
 [[tasks.live.tables]]
 source = "public.lines"
 primary_key = ["order_id", "line"]
+columns.price = { type = "decimal(12,2)" }
 "#;
 
 fn good() -> Spec {
@@ -94,6 +95,7 @@ fn a_good_file_means_what_it_says() {
     assert_eq!((live.settings.buffer_bytes_max, live.settings.batch_bytes_max), (1 << 30, 1 << 28));
     assert!(live.settings.stop_on_table_error);
     assert_eq!(live.replication.manage, Manage::Never);
+    assert_eq!(live.selection.tables[0].column_types["price"], "decimal(12,2)");
     assert_eq!(live.selection.tables[0].target, TableName::new("public", "lines"));
 }
 
@@ -164,11 +166,13 @@ source = "public.t"
 source = "sales.t"
 target = "public.t"
 exclude_columns = ["a", "a"]
+columns.a = { type = "decimal(39,2)" }
 [tasks.e]
 source = "shop"
 target = "out"
 include = ["*.*"]
 replication = { slot = "one" }
+duckdb = { schema = "main" }
 [tasks.f]
 source = "shop"
 target = "out"
@@ -204,7 +208,7 @@ replication = { plugin = "wal2json", heartbeat = "30s", manage = "create_and_dro
 kafka = { topic_name_rule = "x" }
 [[tasks.a.tables]]
 source = "t"
-columns.price = { type = "string" }
+columns.price = { target = "cost" }
 [alerts.default]
 lag = "1s"
 "#

@@ -69,7 +69,7 @@ const LATER: &[(&str, Option<&str>, &str)] = &[
         Some("create_and_drop"),
         "slot and publication are never dropped by themselves in this build; use `pgferry slot drop`",
     ),
-    ("tasks.*.tables.*.columns", None, "columns cannot be renamed or given another type in this build"),
+    ("tasks.*.tables.*.columns.*.target", None, "columns keep their names in this build"),
     ("tasks.*.tables.*.hypertable", None, "TimescaleDB targets are not in this build"),
     ("tasks.*.tables.*.topic", None, "Kafka targets are not in this build"),
 ];

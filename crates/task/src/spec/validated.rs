@@ -25,7 +25,8 @@ const WORKERS_DEFAULT: u64 = 4;
 const WORKERS_MAX: u64 = 64;
 const MEMORY_DEFAULT: u64 = 64 << 20;
 const MEMORY_MIN: u64 = 4 << 20;
-const DUCKDB_MEMORY_MIN: u64 = 256 << 20;
+const DUCKDB_MEMORY_MIN: u64 = 256_000_000;
+const DUCKDB_MEMORY_DEFAULT: u64 = 1_000_000_000;
 const SPOOL_DEFAULT: u64 = 16 << 30;
 const RETRY_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const RETRY_FOR_DEFAULT: Duration = Duration::from_secs(15 * 60);
@@ -114,7 +115,7 @@ pub struct DuckdbConnection {
     pub name: String,
     /// The database file.
     pub path: PathBuf,
-    /// DuckDB's own memory limit, bytes; 0: chosen from the task's.
+    /// DuckDB's own memory limit, bytes.
     pub memory_limit: u64,
     /// DuckDB's threads; 0: as many as processors.
     pub threads: u16,
@@ -146,6 +147,8 @@ pub struct TableSpec {
     pub snapshot_where: Option<String>,
     /// Columns that are not carried.
     pub exclude_columns: Vec<String>,
+    /// Types in the target that the user sets, by column.
+    pub column_types: BTreeMap<String, String>,
 }
 
 /// Who makes publication and slot.
@@ -304,10 +307,15 @@ fn duckdb(
         faults.push(fault.cure("add `path = \"shop.duckdb\"`"));
         return None;
     };
+    let memory_limit = raw.memory_limit.map_or(DUCKDB_MEMORY_DEFAULT, |bytes| bytes.0);
+    if memory_limit < DUCKDB_MEMORY_MIN {
+        let problem = "DuckDB needs at least 256MB";
+        faults.push(Fault::new(INVALID_VALUE, format!("{path}.memory_limit"), problem));
+    }
     Some(DuckdbConnection {
         name: name.to_owned(),
         path: folder.join(file),
-        memory_limit: raw.memory_limit.map_or(0, |bytes| bytes.0.max(DUCKDB_MEMORY_MIN)),
+        memory_limit,
         threads: raw.threads.unwrap_or(0),
     })
 }
@@ -373,6 +381,11 @@ fn table_spec(
         primary_key: raw.primary_key.clone().unwrap_or_default(),
         snapshot_where: raw.snapshot_where.clone(),
         exclude_columns: raw.exclude_columns.clone().unwrap_or_default(),
+        column_types: raw
+            .columns
+            .iter()
+            .filter_map(|(column, settings)| Some((column.clone(), settings.target_type.clone()?)))
+            .collect(),
     })
 }
 
