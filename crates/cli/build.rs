@@ -1,16 +1,25 @@
-//! Tells the binary where libduckdb.so is: next to itself (a release archive), then where this build found it.
-//!
-//! Tests and `cargo run` are served by crates/target-duckdb/build.rs.
+//! Embeds the error pages of `docs/errors/`, so that `pgferry explain` works without a network and fits the binary.
 
-fn main() {
-    println!("cargo::rerun-if-env-changed=DUCKDB_LIB_DIR");
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-link-arg-bins=-Wl,-rpath,$ORIGIN");
-    // The real folder, not the link in this repository: the binary outlives the clone that built it.
-    if let Some(folder) =
-        std::env::var_os("DUCKDB_LIB_DIR").and_then(|folder| std::fs::canonicalize(folder).ok())
-    {
-        println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{}", folder.display());
-        println!("cargo::rerun-if-changed={}", folder.join("libduckdb.so").display());
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+fn main() -> io::Result<()> {
+    let folder = Path::new(&env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../../docs/errors");
+    println!("cargo:rerun-if-changed={}", folder.display());
+    let mut pages: Vec<PathBuf> = match fs::read_dir(&folder) {
+        Ok(entries) => entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect(),
+        Err(failure) if failure.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(failure) => return Err(failure),
+    };
+    pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
+    pages.sort();
+    let mut text = String::from("&[\n");
+    for page in &pages {
+        let code = page.file_stem().unwrap_or_default().to_string_lossy();
+        let _ = writeln!(text, "    ({code:?}, {:?}),", fs::read_to_string(page)?);
     }
+    text.push_str("]\n");
+    let out = env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+    fs::write(out.join("error_pages.rs"), text)
 }

@@ -1,0 +1,82 @@
+//! THE list of source kinds and target kinds: the only place that names them all.
+//!
+//! A new kind is one arm here, its `Connection` variant in `spec/validated.rs`, its keys in `spec/raw.rs`.
+
+use std::sync::Arc;
+
+use pgferry_model::{Error, Result};
+use pgferry_pipeline::{Source, Target};
+use pgferry_source_postgres as source_postgres;
+use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
+
+use crate::connect::connection_config;
+use crate::spec::{
+    CONFLICT, Connection, DuckdbConnection, Manage, PostgresConnection, Spec, TaskSpec, UNSUPPORTED,
+};
+
+/// Kinds that a task can read from.
+pub const SOURCE_KINDS: &[&str] = &["postgres"];
+/// Kinds that a task can write to.
+pub const TARGET_KINDS: &[&str] = &["duckdb"];
+
+/// Builds a task's source. Nothing is connected yet; secrets are looked up.
+pub fn source(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Source>> {
+    match spec.connections.get(&task.source) {
+        Some(Connection::Postgres(connection)) => {
+            Ok(Arc::new(PostgresSource::new(postgres_source(connection, task)?)))
+        }
+        other => Err(no_such("source", &task.source, other)),
+    }
+}
+
+/// Builds a task's target and opens it.
+pub async fn target(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Target>> {
+    match spec.connections.get(&task.target) {
+        Some(Connection::Duckdb(connection)) => duckdb_target(connection, task).await,
+        other => Err(no_such("target", &task.target, other)),
+    }
+}
+
+fn no_such(role: &str, name: &str, found: Option<&Connection>) -> Error {
+    let problem = match found {
+        Some(connection) => format!("connection `{name}` of kind {} cannot be a {role}", connection.kind()),
+        None => format!("there is no connection `{name}`"),
+    };
+    Error::task_broken(CONFLICT, problem)
+}
+
+fn postgres_source(connection: &PostgresConnection, task: &TaskSpec) -> Result<PostgresSourceConfig> {
+    let tables = task.selection.tables.iter().map(|table| TableOptions {
+        source: Some(table.source.clone()),
+        target: Some(table.target.clone()),
+        primary_key: table.primary_key.clone(),
+        snapshot_where: table.snapshot_where.clone(),
+        exclude_columns: table.exclude_columns.clone(),
+    });
+    Ok(PostgresSourceConfig {
+        connection: connection_config(connection, task.id.as_str())?,
+        task: task.id.to_string(),
+        sync_mode: task.settings.sync_mode,
+        include: task.selection.include.clone(),
+        exclude: task.selection.exclude.clone(),
+        tables: tables.collect(),
+        replication: source_postgres::Replication {
+            publication: task.replication.publication.clone(),
+            slot: task.replication.slot.clone(),
+            manage: match task.replication.manage {
+                Manage::Never => source_postgres::Manage::Never,
+                Manage::Create => source_postgres::Manage::Create,
+            },
+            from: SelectFrom::Tables,
+        },
+        workers: task.settings.workers,
+        spool_directory: Some(task.spool_directory.clone()),
+        spool_memory_bytes_max: task.settings.buffer_bytes_max / 2,
+    })
+}
+
+async fn duckdb_target(connection: &DuckdbConnection, task: &TaskSpec) -> Result<Arc<dyn Target>> {
+    let problem =
+        format!("task {}: DuckDB target {} is not in this build yet", task.id, connection.path.display());
+    Err(Error::task_broken(UNSUPPORTED, problem))
+}
