@@ -133,7 +133,7 @@ pub trait Target: Send + Sync {
     fn wants(&self) -> Wants;
 
     /// In which form a snapshot's values of a column are wanted. Constant per column.
-    fn snapshot_format(&self, column: &Column) -> CellFormat;
+    fn snapshot_format(&self, table: &Table, column: &Column) -> CellFormat;
 
     /// What becomes of a table's columns, in their order. An error where a table cannot be carried at all.
     fn mapping(&self, table: &Table) -> Result<Vec<ColumnMapping>>;
