@@ -17,7 +17,7 @@ use crate::Session;
 
 /// Only types of this output function have the text form `{...}`: `int2vector` and `oidvector` are of the arrays' category, too,
 /// and print their numbers with blanks between (PostgreSQL source, `int.c`, `int2vectorout`).
-const ARRAY_OUTPUT: &str = "pg_catalog.array_out";
+const ARRAY_OUTPUT: &str = "pg_catalog.array_out(anyarray)";
 /// Types deeper than this are taken as they are; PostgreSQL's own nesting of domains is far lower.
 const DEPTH_MAX: u8 = 32;
 
@@ -46,7 +46,8 @@ pub(super) async fn read_types(
             .simple_query(&format!(
                 "SELECT t.oid, t.typname, t.typtype, t.typbasetype, t.typtypmod, t.typelem, t.typndims, \
                  t.typsend::pg_catalog.oid <> 0, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(p.proname), \
-                 pg_catalog.format_type(t.oid, NULL) FROM pg_catalog.pg_type t \
+                 pg_catalog.format_type(t.oid, NULL), \
+                 t.typoutput = '{ARRAY_OUTPUT}'::pg_catalog.regprocedure FROM pg_catalog.pg_type t \
                  JOIN pg_catalog.pg_proc p ON p.oid = t.typoutput JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
                  WHERE t.oid IN ({})",
                 oids.join(",")
@@ -56,7 +57,7 @@ pub(super) async fn read_types(
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
             let oid: u32 = number(row, 0)?;
-            let is_array = text(row, 8)? == ARRAY_OUTPUT;
+            let is_array = text(row, 10)? == "t";
             let row = TypeRow {
                 name: text(row, 1)?.to_owned(),
                 kind: text(row, 2)?.to_owned(),
