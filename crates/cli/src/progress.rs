@@ -2,7 +2,7 @@
 //!
 //! Problems and running tables come first; what does not fit in a few lines becomes counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,7 +34,7 @@ pub(crate) struct Shown {
 /// Shows tasks until it is dropped.
 pub(crate) struct Progress {
     shower: JoinHandle<()>,
-    lines: Vec<ProgressBar>,
+    lines: Arc<Mutex<Vec<ProgressBar>>>,
 }
 
 impl Progress {
@@ -47,8 +47,8 @@ impl Progress {
         } else {
             LINE_EVERY
         };
-        let lines = if output.terminal { blank_lines(output, tasks.len()) } else { Vec::new() };
-        let (shown_lines, output) = (lines.clone(), Arc::clone(output));
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (shown_lines, output) = (Arc::clone(&lines), Arc::clone(output));
         let shower = tokio::spawn(async move {
             let mut rates: Vec<Rate> = tasks.iter().map(|_| Rate::default()).collect();
             let mut phases: Vec<Option<Phase>> = vec![None; tasks.len()];
@@ -66,7 +66,7 @@ impl Progress {
                 if output.json {
                     tasks.iter().for_each(|task| output.event("progress", snapshot(task)));
                 } else if output.terminal {
-                    draw(&shown_lines, &tasks, &rates);
+                    draw(&output, &shown_lines, &tasks, &rates);
                 } else {
                     for (task, rate) in tasks.iter().zip(&rates) {
                         output.say(&headline(task, rate));
@@ -81,26 +81,35 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.shower.abort();
-        self.lines.iter().for_each(ProgressBar::finish_and_clear);
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(ProgressBar::finish_and_clear);
     }
 }
 
-fn blank_lines(output: &Output, tasks: usize) -> Vec<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-    let line = |_| output.lines.add(ProgressBar::new_spinner().with_style(style.clone()));
-    (0..tasks + TABLE_LINES_MAX + 1).map(line).collect()
-}
-
-fn draw(lines: &[ProgressBar], tasks: &[Shown], rates: &[Rate]) {
-    let mut texts: Vec<String> = Vec::with_capacity(lines.len());
+/// Shows texts in as many lines as there are; a line is written only when it says something else than before.
+fn draw(output: &Output, lines: &Mutex<Vec<ProgressBar>>, tasks: &[Shown], rates: &[Rate]) {
+    let mut texts: Vec<String> = Vec::new();
     let budget = (TABLE_LINES_MAX / tasks.len().max(1)).max(1);
     for (task, rate) in tasks.iter().zip(rates) {
         texts.push(headline(task, rate));
         texts.extend(table_lines(&task.monitor.tables(), budget));
     }
+    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    while lines.len() < texts.len() {
+        // The template cuts what does not fit into the terminal's width.
+        let style =
+            ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        lines.push(output.lines.add(ProgressBar::new_spinner().with_style(style)));
+    }
     let mut texts = texts.into_iter();
-    for line in lines {
-        line.set_message(texts.next().unwrap_or_default());
+    for line in lines.iter() {
+        let text = texts.next().unwrap_or_default();
+        if line.message() != text {
+            line.set_message(text);
+        }
     }
 }
 

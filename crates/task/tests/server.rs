@@ -6,7 +6,6 @@
     reason = "tests stop at the first surprise"
 )]
 
-use std::path::Path;
 use std::time::Duration;
 
 use pgferry_model::Outcome;
@@ -24,7 +23,8 @@ async fn a_server_of_its_own_is_filled_asked_and_gone() {
     let connection = server.connection("shop");
     assert_eq!(fill(&connection).await.unwrap(), 102_500);
     traffic_changes_every_table(&server).await;
-    let spec = spec(&server, Path::new("demo.duckdb")).unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let spec = spec(&server, &target.path().join("demo.duckdb")).unwrap();
     slots_are_told_apart_and_dropped_only_when_free(&server, &spec).await;
     the_source_side_of_a_check_is_told_whatever_the_target_says(&spec).await;
     drop(server);

@@ -89,7 +89,7 @@ async fn carry(
     step(output, 3, "carry it into DuckDB, while two customers buy without a pause");
     let begun = Instant::now();
     let traffic = Traffic::start(&server.connection("shop"));
-    let ferry = start_ferry(spec, task, stop).await?;
+    let ferry = start_ferry(spec, task, stop, false).await?;
     let progress =
         Progress::start(output, vec![Shown { task: "demo".to_owned(), monitor: Arc::clone(&ferry.monitor) }]);
     let streaming = || matches!(ferry.monitor.phase(), Phase::CatchingUp | Phase::Streaming);
@@ -106,27 +106,57 @@ async fn carry(
     }
     let transactions = traffic.stop().await?;
     done(output, begun, &format!("{} transactions at the source", count(transactions)));
-    step(output, 5, "stop the customers and wait for the last change");
+    step(output, 5, "stop pgferry, start it again: it goes on where it was, up to the last change");
     let begun = Instant::now();
-    let end = pgferry_task::registry::source(spec, task)?.current_position().await?;
-    let reached = wait(&ferry, stop, CATCH_UP_LIMIT, || ferry.monitor.durable() >= end).await;
+    let followed = changes(&ferry.monitor);
     drop(progress);
-    let changes = ferry.monitor.changes.load(Ordering::Relaxed);
     ferry.stop.cancel();
     finish(ferry.run).await?;
+    let Some(end) = catch_up(output, spec, task, stop).await? else { return Ok(None) };
+    let changes = followed + end.1;
+    done(output, begun, &format!("{} changes arrived, up to {}", count(changes), end.0));
+    Ok(Some(Carried { rows, changes, transactions, position: end.0 }))
+}
+
+/// Runs the task until everything that the source has by now is in the target: an end of log that no change of ours made is
+/// stored at once only when a run has it as its goal. Returns the position and the number of changes; `None` when stopped.
+async fn catch_up(
+    output: &Arc<Output>,
+    spec: &Spec,
+    task: &TaskSpec,
+    stop: &CancellationToken,
+) -> Result<Option<(Position, u64)>, Failure> {
+    let ferry = start_ferry(spec, task, stop, true).await?;
+    let shown = Shown { task: "demo".to_owned(), monitor: Arc::clone(&ferry.monitor) };
+    let progress = Progress::start(output, vec![shown]);
+    wait(&ferry, stop, CATCH_UP_LIMIT, || false).await;
+    drop(progress);
+    let reached = ferry.run.is_finished();
+    ferry.stop.cancel();
+    let end = finish(ferry.run).await?;
     if stop.is_cancelled() {
         return Ok(None);
     }
     if !reached {
-        let problem = format!("the target did not reach {end} within {}", duration(CATCH_UP_LIMIT));
+        let problem =
+            format!("the target did not reach the source's end within {}", duration(CATCH_UP_LIMIT));
         return Err(Error::task_broken(NOT_CAUGHT_UP, problem).into());
     }
-    done(output, begun, &format!("{} changes arrived, up to {end}", count(changes)));
-    Ok(Some(Carried { rows, changes, transactions, position: end }))
+    Ok(Some((end.unwrap_or_default(), changes(&ferry.monitor))))
 }
 
-async fn start_ferry(spec: &Spec, task: &TaskSpec, stop: &CancellationToken) -> Result<Ferry, Failure> {
-    let Built { id, source, target, settings } = build(spec, task).await?;
+fn changes(monitor: &Monitor) -> u64 {
+    monitor.changes.load(Ordering::Relaxed)
+}
+
+async fn start_ferry(
+    spec: &Spec,
+    task: &TaskSpec,
+    stop: &CancellationToken,
+    until_caught_up: bool,
+) -> Result<Ferry, Failure> {
+    let Built { id, source, target, mut settings } = build(spec, task).await?;
+    settings.until_caught_up = until_caught_up;
     let (monitor, stop) = (Arc::new(Monitor::default()), stop.child_token());
     let (shared, token) = (Arc::clone(&monitor), stop.clone());
     let run = tokio::spawn(async move {
@@ -166,8 +196,8 @@ async fn end_early(
     Err(Error::task_broken(NOT_CAUGHT_UP, "the task ended before the demo did").into())
 }
 
-/// The run's end; a table that was set aside is the demo's failure.
-async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<(), Failure> {
+/// The run's end and its position; a table that was set aside is the demo's failure.
+async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<Option<Position>, Failure> {
     let end = run.await.map_err(|lost| {
         let error =
             Error::task_broken(pgferry_pipeline::error::WORKER_LOST, "the task ended without a result");
@@ -175,7 +205,7 @@ async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<(), Failure> {
     })??;
     match end.set_aside.into_iter().find_map(|aside| aside.error) {
         Some(error) => Err(error.into()),
-        None => Ok(()),
+        None => Ok(end.position),
     }
 }
 

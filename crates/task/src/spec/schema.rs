@@ -20,7 +20,34 @@ fn schema() -> Value {
     if let Some(root) = schema.as_object_mut() {
         root.insert("title".to_owned(), "pgferry task file".into());
     }
+    without_null(&mut schema);
     schema
+}
+
+/// TOML has no null: what may be left out is left out, and a schema that allows null would be wrong.
+fn without_null(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            if let Some(Value::Array(kinds)) = object.get_mut("type") {
+                kinds.retain(|kind| kind != "null");
+                if let [kind] = kinds.as_slice() {
+                    let kind = kind.clone();
+                    object.insert("type".to_owned(), kind);
+                }
+            }
+            if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+                choices.retain(|choice| choice["type"] != "null");
+                if let [Value::Object(choice)] = choices.as_slice() {
+                    let choice = choice.clone();
+                    object.remove("anyOf");
+                    object.extend(choice.into_iter().filter(|(key, _)| key != "description"));
+                }
+            }
+            object.values_mut().for_each(without_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        _ => {}
+    }
 }
 
 /// Heading, where the keys stand in the schema, and a line about where they stand in a file.
