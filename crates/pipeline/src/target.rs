@@ -104,6 +104,8 @@ pub enum Fidelity {
     Exact,
     /// As the source's own text: exact, but another type.
     ExactAsText,
+    /// In a native type that keeps every value but not every form of it; the note says what differs.
+    Equal,
     /// In a native type that some possible values do not fit; such a value sets the table aside, it is never changed.
     Guarded,
 }

@@ -86,6 +86,7 @@ fn decimal(precision: u8, scale: i8, note: &'static str) -> ColumnType {
 }
 
 fn by_kind(data_type: &DataType) -> ColumnType {
+    let zero = "DuckDB does not keep the sign of zero";
     let range = "years after 294246 do not fit";
     match &data_type.kind {
         TypeKind::Bool => ColumnType::exact("BOOLEAN", Encoding::Bool),
@@ -93,8 +94,8 @@ fn by_kind(data_type: &DataType) -> ColumnType {
         TypeKind::Int4 => ColumnType::exact("INTEGER", Encoding::Int32),
         TypeKind::Int8 => ColumnType::exact("BIGINT", Encoding::Int64),
         TypeKind::Oid => ColumnType::exact("UINTEGER", Encoding::UInt32),
-        TypeKind::Float4 => ColumnType::exact("FLOAT", Encoding::Float32),
-        TypeKind::Float8 => ColumnType::exact("DOUBLE", Encoding::Float64),
+        TypeKind::Float4 => ColumnType::new("FLOAT", Encoding::Float32, Fidelity::Equal, zero),
+        TypeKind::Float8 => ColumnType::new("DOUBLE", Encoding::Float64, Fidelity::Equal, zero),
         TypeKind::Numeric { precision_and_scale } => numeric(*precision_and_scale),
         TypeKind::Text | TypeKind::Enum | TypeKind::FixedText => ColumnType::exact("VARCHAR", Encoding::Utf8),
         TypeKind::Bytes => ColumnType::exact("BLOB", Encoding::Binary),

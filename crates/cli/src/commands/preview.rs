@@ -48,6 +48,7 @@ fn unknown(name: &str) -> Error {
 fn fidelity(fidelity: Fidelity) -> &'static str {
     match fidelity {
         Fidelity::Exact => "exact",
+        Fidelity::Equal => "equal",
         Fidelity::ExactAsText => "exact, as text",
         Fidelity::Guarded => "guarded",
     }
