@@ -29,7 +29,7 @@ pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOpt
 use control::{PostgresControl, column, position};
 use replication::feedback::Feedback;
 use replication::stream::PostgresStream;
-use replication::publication::{Needed, Publication};
+use replication::publication::{Needed, Publication, StreamBegins};
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
 use snapshot::ConsistentSnapshot;
@@ -92,8 +92,8 @@ impl PostgresSource {
     }
 
     /// Makes or completes the publication.
-    async fn ensure_published(&self) -> Result<()> {
-        publication::ensure(&self.control, &self.selection().await?.published).await
+    async fn ensure_published(&self, begins: StreamBegins) -> Result<()> {
+        publication::ensure(&self.control, &self.selection().await?.published, begins).await
     }
 
     /// Refuses where a table that follows the stream already has left the publication: its changes since are lost.
@@ -125,7 +125,8 @@ impl PostgresSource {
         if need == SnapshotNeed::RowsOnly {
             return Ok(Export::Plain);
         }
-        self.ensure_published().await?;
+        let begins = if need == SnapshotNeed::StreamStart { StreamBegins::Later } else { StreamBegins::Before };
+        self.ensure_published(begins).await?;
         let replication = &self.control.config.replication;
         match (need, self.slot().await?) {
             (SnapshotNeed::StreamStart, None) if replication.manage == Manage::Never => {
@@ -207,6 +208,10 @@ impl Source for PostgresSource {
             return Ok(());
         }
         self.verify_still_published(progress).await?;
+        if self.control.config.replication.manage == Manage::Never {
+            let copies = progress.position.is_none() && self.control.config.sync_mode == SyncMode::SnapshotCdc;
+            self.ensure_published(if copies { StreamBegins::Later } else { StreamBegins::Before }).await?;
+        }
         let name = &self.control.config.replication.slot;
         let slot = self.slot().await?;
         if let Some(slot) = &slot {
@@ -227,7 +232,7 @@ impl Source for PostgresSource {
     }
 
     async fn prepare_stream(&self) -> Result<Position> {
-        self.ensure_published().await?;
+        self.ensure_published(StreamBegins::Before).await?;
         let replication = &self.control.config.replication;
         if let Some(slot) = self.slot().await? {
             return slot.confirmed.ok_or_else(|| error::slot_missing(&replication.slot, None));
@@ -255,7 +260,7 @@ impl Source for PostgresSource {
 
     async fn changes(&self, start: StreamStart) -> Result<Box<dyn ChangeStream>> {
         let selection = self.selection().await?;
-        self.ensure_published().await?;
+        self.ensure_published(StreamBegins::Before).await?;
         let rows = self
             .control
             .ask("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")

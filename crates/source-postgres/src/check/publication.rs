@@ -19,14 +19,17 @@ pub(super) fn exists(facts: &Facts) -> Vec<Finding> {
         let whole = if publication.all_tables { ", for all tables" } else { "" };
         return vec![Finding::passed("publication.exists", name, format!("exists{whole}"))];
     }
-    let error = if facts.slot.is_some() {
-        error::publication_gone(replication, &facts.statement)
-    } else if replication.manage == Manage::Never {
-        error::publication_missing(replication, &facts.statement)
-    } else {
-        return vec![Finding::passed("publication.exists", name, "does not exist; the start makes it")];
-    };
-    vec![failed("publication.exists", name, &error)]
+    match (&facts.slot, replication.manage) {
+        (Some(_), Manage::Never) => {
+            vec![failed("publication.exists", name, &error::publication_gone(replication, &facts.statement))]
+        }
+        (None, Manage::Never) => {
+            vec![failed("publication.exists", name, &error::publication_missing(replication, &facts.statement))]
+        }
+        // A first start makes it; one that goes on with a stored position refuses.
+        (Some(_), _) => vec![warning("publication.exists", name, &error::publication_gone(replication, &facts.statement))],
+        (None, _) => vec![Finding::passed("publication.exists", name, "does not exist; the start makes it")],
+    }
 }
 
 pub(super) fn tables(facts: &Facts) -> Vec<Finding> {

@@ -186,8 +186,17 @@ impl Publication {
     }
 }
 
+/// Where the stream begins, compared with now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StreamBegins {
+    /// At a cut that is still to be made: what is published now is published there.
+    Later,
+    /// At a place in the log that exists already.
+    Before,
+}
+
 /// Makes the publication, or adds what it lacks, where the task lets us; else says what is missing.
-pub(crate) async fn ensure(control: &PostgresControl, needed: &[Needed]) -> Result<()> {
+pub(crate) async fn ensure(control: &PostgresControl, needed: &[Needed], begins: StreamBegins) -> Result<()> {
     let replication = &control.config.replication;
     let name = &replication.publication;
     let existing = find(control, name).await?;
@@ -198,7 +207,7 @@ pub(crate) async fn ensure(control: &PostgresControl, needed: &[Needed]) -> Resu
     let statement = statement(control, existing.is_some(), &missing).await?;
     let Some(publication) = existing else {
         let slot = super::slot::find(control, &replication.slot).await?;
-        if slot.is_some() {
+        if slot.is_some() && begins == StreamBegins::Before {
             return Err(error::publication_gone(replication, &statement));
         }
         if replication.manage == Manage::Never {

@@ -171,6 +171,7 @@ impl Spools {
     }
 
     /// Frees what a spool held.
+    #[expect(clippy::needless_pass_by_value, reason = "the spool must not be used again")]
     pub fn release(&mut self, spool: Spool) {
         self.memory_bytes = self.memory_bytes.saturating_sub(spool.memory_bytes);
         self.disk_bytes = self.disk_bytes.saturating_sub(spool.file_bytes);
@@ -346,6 +347,7 @@ impl Replay {
     }
 
     /// The next frame that was not rolled back, or the end. A streamed frame has its subtransaction's id at byte 1.
+    #[expect(clippy::should_implement_trait, reason = "it lends from the spool, which an iterator cannot")]
     pub fn next(&mut self) -> Result<Option<&[u8]>> {
         let (from_file, start, len) = loop {
             let Some((from_file, start, len)) = self.locate()? else { return Ok(None) };
