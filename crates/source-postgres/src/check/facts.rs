@@ -209,7 +209,7 @@ async fn slot_age(control: &PostgresControl, name: &str) -> Result<Option<i64>> 
 async fn transactions(control: &PostgresControl) -> Result<Vec<OpenTransaction>> {
     let rows = control
         .ask(
-            "SELECT a.pid, coalesce(a.usename, '?'), pg_catalog.date_trunc('second', pg_catalog.now() - a.xact_start), \
+            "SELECT a.pid::text, coalesce(a.usename, '?'), pg_catalog.date_trunc('second', pg_catalog.now() - a.xact_start), \
              coalesce(a.state, '?') FROM pg_catalog.pg_stat_activity a \
              WHERE a.backend_xid IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid() \
              AND a.xact_start < pg_catalog.now() - interval '5 seconds' \

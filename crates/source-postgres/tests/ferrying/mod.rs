@@ -14,7 +14,7 @@ use pgferry_testkit::memory_target::MemoryTarget;
 use pgferry_testkit::server::StopMode;
 use tokio_util::sync::CancellationToken;
 
-pub fn config(database: &Database) -> PostgresSourceConfig {
+pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
     PostgresSourceConfig {
         connection: ConnectionConfig {
             host: "127.0.0.1".into(),
@@ -42,7 +42,7 @@ pub fn config(database: &Database) -> PostgresSourceConfig {
     }
 }
 
-pub async fn ferry(config: &PostgresSourceConfig, target: &MemoryTarget) -> pgferry_model::Result<RunEnd> {
+pub(crate) async fn ferry(config: &PostgresSourceConfig, target: &MemoryTarget) -> pgferry_model::Result<RunEnd> {
     let settings = Settings {
         sync_mode: config.sync_mode,
         workers: 2,
@@ -58,23 +58,23 @@ pub async fn ferry(config: &PostgresSourceConfig, target: &MemoryTarget) -> pgfe
     tokio::time::timeout(Duration::from_secs(60), running).await.expect("the run takes too long")
 }
 
-pub async fn check(config: &PostgresSourceConfig) -> Result<Vec<Finding>> {
+pub(crate) async fn check(config: &PostgresSourceConfig) -> Result<Vec<Finding>> {
     Ok(PostgresSource::new(config.clone()).check().await?)
 }
 
 /// The findings that did not pass, as `check code`.
-pub fn troubles(findings: &[Finding]) -> Vec<String> {
+pub(crate) fn troubles(findings: &[Finding]) -> Vec<String> {
     let bad = findings.iter().filter(|finding| finding.outcome != Outcome::Passed);
     bad.map(|finding| format!("{} {}", finding.check, finding.code.map_or("-", |code| code.as_str()))).collect()
 }
 
-pub fn finding<'a>(findings: &'a [Finding], check: &str) -> Result<&'a Finding> {
+pub(crate) fn finding<'a>(findings: &'a [Finding], check: &str) -> Result<&'a Finding> {
     let found = findings.iter().find(|finding| finding.check == check && finding.outcome != Outcome::Passed);
     found.with_context(|| format!("no trouble of {check} in {:?}", troubles(findings)))
 }
 
 /// An error as the catalogue wants it: code, cause, cure. Returns the cure.
-pub fn told(error: &Error, code: &str) -> Result<Cure> {
+pub(crate) fn told(error: &Error, code: &str) -> Result<Cure> {
     let cause = error.cause().unwrap_or_default();
     ensure!(error.code().as_str() == code, "{} instead of {code}: {error}: {cause}", error.code());
     ensure!(!cause.is_empty(), "{code} says no cause");
@@ -84,14 +84,14 @@ pub fn told(error: &Error, code: &str) -> Result<Cure> {
 }
 
 /// A finding likewise.
-pub fn found(finding: &Finding, code: &str) -> Result<Cure> {
+pub(crate) fn found(finding: &Finding, code: &str) -> Result<Cure> {
     ensure!(finding.code.map(|code| code.as_str()) == Some(code), "{finding:?} instead of {code}");
     ensure!(finding.cause.is_some(), "{finding:?} says no cause");
     finding.cure.clone().with_context(|| format!("{code} has no cure"))
 }
 
 /// Runs the cure's statements as they stand, and restarts the server where the cure says so.
-pub async fn paste(database: &Database, cure: &Cure) -> Result<()> {
+pub(crate) async fn paste(database: &Database, cure: &Cure) -> Result<()> {
     ensure!(!cure.sql.is_empty(), "nothing to paste: {cure:?}");
     for statement in &cure.sql {
         database.execute(statement).await.with_context(|| format!("pasted: {statement}"))?;
@@ -104,7 +104,7 @@ pub async fn paste(database: &Database, cure: &Cure) -> Result<()> {
 }
 
 /// A run that has to fail.
-pub async fn failing(config: &PostgresSourceConfig, target: &MemoryTarget) -> Result<Error> {
+pub(crate) async fn failing(config: &PostgresSourceConfig, target: &MemoryTarget) -> Result<Error> {
     match ferry(config, target).await {
         Ok(end) => anyhow::bail!("the run succeeded: {end:?}"),
         Err(failure) => Ok(failure),
@@ -112,7 +112,7 @@ pub async fn failing(config: &PostgresSourceConfig, target: &MemoryTarget) -> Re
 }
 
 /// A run that has to end with every table carried.
-pub async fn succeeding(config: &PostgresSourceConfig, target: &MemoryTarget) -> Result<()> {
+pub(crate) async fn succeeding(config: &PostgresSourceConfig, target: &MemoryTarget) -> Result<()> {
     let end = ferry(config, target).await.map_err(|failure| {
         anyhow::anyhow!("{}: {failure}: {}", failure.code(), failure.cause().unwrap_or_default())
     })?;
@@ -121,7 +121,7 @@ pub async fn succeeding(config: &PostgresSourceConfig, target: &MemoryTarget) ->
 }
 
 /// A table's rows in the target, each as its values in text form, sorted.
-pub async fn rows(
+pub(crate) async fn rows(
     config: &PostgresSourceConfig,
     target: &MemoryTarget,
     name: &str,
@@ -129,8 +129,13 @@ pub async fn rows(
     let tables = PostgresSource::new(config.clone()).tables().await?;
     let table = tables.iter().find(|table| table.name.to_string() == name);
     let table = table.with_context(|| format!("{name} is not among {tables:?}"))?;
-    let mut rows: Vec<Vec<Option<String>>> =
-        target.sample(table, 10_000).await?.into_iter().map(Into::into).collect();
+    let mut rows = Vec::new();
+    target
+        .rows(table, None, &mut |row| {
+            rows.push(row);
+            Ok(())
+        })
+        .await?;
     rows.sort();
     Ok(rows)
 }
