@@ -151,7 +151,9 @@ async fn partitioned_tables_arrive_by_whatever_publication() -> Result<()> {
                 database.execute(statement).await?;
             }
             let mut config = config(&database);
-            config.include = vec!["public.*".into()];
+            // On 10 a partitioned table has no key, so its partitions are carried as tables of their own.
+            let wanted = if major == 10 { vec!["public.p1", "public.p2"] } else { vec!["public.*"] };
+            config.include = wanted.into_iter().map(str::to_owned).collect();
             moves(&database, &config).await.with_context(|| format!("PostgreSQL {major}, {statement:?}"))?;
             let findings = check(&config).await?;
             let failed = findings.iter().any(|finding| finding.outcome == Outcome::Failed);
