@@ -133,10 +133,17 @@ pub(crate) fn slot_invalidated(slot: &str, reason: &str) -> Error {
 /// Another process reads from the slot. `pid` where it is known.
 pub(crate) fn slot_active(slot: &str, pid: Option<&str>, who: &str) -> Error {
     let by = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}{who}"));
-    let cure = Cure::advice("use another slot for this task (replication.slot in the task file), or end that session")
-        .run_as("superuser, or the same role");
+    let cure = Cure::advice(
+        "use another slot for this task (replication.slot in the task file), or end that session",
+    )
+    .run_as("superuser, or the same role");
     let sql = pid.map_or_else(
-        || format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = {}", quote_literal(slot)),
+        || {
+            format!(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = {}",
+                quote_literal(slot)
+            )
+        },
         |pid| format!("SELECT pg_terminate_backend({pid})"),
     );
     Error::task_broken(SLOT_ACTIVE, format!("replication slot {slot} is in use by {by}"))
@@ -157,12 +164,17 @@ pub(crate) fn slot_other_database(slot: &str, other: &str) -> Error {
 /// The slot speaks another language.
 pub(crate) fn slot_other_plugin(slot: &str, plugin: Option<&str>) -> Error {
     let plugin = plugin.unwrap_or("none: it is a physical slot");
-    Error::task_broken(SLOT_OTHER_PLUGIN, format!("replication slot {slot} has the output plugin {plugin}, not pgoutput"))
-        .with_cause("the slot was made for another program or by hand with another plugin")
-        .with_cure(
-            Cure::advice("choose a slot name that the statement does not list: replication.slot in the task file")
-                .sql("SELECT slot_name, plugin, slot_type FROM pg_replication_slots"),
+    Error::task_broken(
+        SLOT_OTHER_PLUGIN,
+        format!("replication slot {slot} has the output plugin {plugin}, not pgoutput"),
+    )
+    .with_cause("the slot was made for another program or by hand with another plugin")
+    .with_cure(
+        Cure::advice(
+            "choose a slot name that the statement does not list: replication.slot in the task file",
         )
+        .sql("SELECT slot_name, plugin, slot_type FROM pg_replication_slots"),
+    )
 }
 
 /// A slot of that name came into being meanwhile.
@@ -180,7 +192,9 @@ pub(crate) fn slot_exists(slot: &str) -> Error {
 pub(crate) fn slots_exhausted(inactive: &[(String, String)]) -> Error {
     let cure = Cure::advice("drop a slot that nobody needs, or allow more and restart the server");
     let cure = match inactive.first() {
-        Some((name, _)) => cure.sql(drop_slot(name)).run_as("a role with REPLICATION, once nobody needs that slot"),
+        Some((name, _)) => {
+            cure.sql(drop_slot(name)).run_as("a role with REPLICATION, once nobody needs that slot")
+        }
         None => raise("allow more slots and restart the server", "max_replication_slots", "20"),
     };
     let list: Vec<String> = inactive.iter().map(|(name, held)| format!("{name} holding {held}")).collect();
@@ -197,14 +211,18 @@ pub(crate) fn slots_exhausted(inactive: &[(String, String)]) -> Error {
 /// Every walsender is used.
 pub(crate) fn walsenders_exhausted() -> Error {
     Error::task_broken(WALSENDERS_EXHAUSTED, "every walsender of the server is used")
-        .with_cause("standbys, base backups and change streams have one each, and max_wal_senders allows no more")
+        .with_cause(
+            "standbys, base backups and change streams have one each, and max_wal_senders allows no more",
+        )
         .with_cure(raise("allow more and restart the server", "max_wal_senders", "20"))
 }
 
 /// The role may not replicate.
 pub(crate) fn no_replication_role(user: &str) -> Error {
     Error::task_broken(NO_REPLICATION_ROLE, format!("role {user} may not open a replication connection"))
-        .with_cause("reading changes takes the REPLICATION attribute, on Amazon RDS membership in rds_replication")
+        .with_cause(
+            "reading changes takes the REPLICATION attribute, on Amazon RDS membership in rds_replication",
+        )
         .with_cure(
             Cure::advice("give the role the attribute; on Amazon RDS run the line instead")
                 .sql(format!("ALTER ROLE {} WITH REPLICATION", quote_identifier(user)))
@@ -227,8 +245,14 @@ pub(crate) fn wal_level() -> Error {
 /// Logical decoding is off on a standby's primary.
 pub(crate) fn standby_wal_level() -> Error {
     Error::task_broken(WAL_LEVEL, "logical decoding is off: wal_level of the primary is not logical")
-        .with_cause("a standby decodes the primary's log, which holds changes only with wal_level = logical on both")
-        .with_cure(raise("turn it on at the primary and at the standby, and restart both", "wal_level", "logical"))
+        .with_cause(
+            "a standby decodes the primary's log, which holds changes only with wal_level = logical on both",
+        )
+        .with_cure(raise(
+            "turn it on at the primary and at the standby, and restart both",
+            "wal_level",
+            "logical",
+        ))
 }
 
 /// The publication does not exist, nor does the slot.
@@ -324,7 +348,9 @@ pub(crate) fn snapshot_differs() -> Error {
 /// A table without a key that the stream can use.
 pub(crate) fn no_replica_identity(table: &TableName, why: &str) -> Error {
     Error::task_broken(NO_REPLICA_IDENTITY, format!("{table} is carried by snapshot only: {why}"))
-        .with_cause("an update or a delete in the stream says which row it means by the replica identity only")
+        .with_cause(
+            "an update or a delete in the stream says which row it means by the replica identity only",
+        )
         .with_cure(identity_cure(table))
 }
 

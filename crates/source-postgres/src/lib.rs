@@ -28,8 +28,8 @@ use tokio::sync::OnceCell;
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
 use control::{PostgresControl, column, position};
 use replication::feedback::Feedback;
-use replication::stream::PostgresStream;
 use replication::publication::{Needed, Publication, StreamBegins};
+use replication::stream::PostgresStream;
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
 use snapshot::ConsistentSnapshot;
@@ -125,7 +125,8 @@ impl PostgresSource {
         if need == SnapshotNeed::RowsOnly {
             return Ok(Export::Plain);
         }
-        let begins = if need == SnapshotNeed::StreamStart { StreamBegins::Later } else { StreamBegins::Before };
+        let begins =
+            if need == SnapshotNeed::StreamStart { StreamBegins::Later } else { StreamBegins::Before };
         self.ensure_published(begins).await?;
         let replication = &self.control.config.replication;
         match (need, self.slot().await?) {
@@ -209,7 +210,8 @@ impl Source for PostgresSource {
         }
         self.verify_still_published(progress).await?;
         if self.control.config.replication.manage == Manage::Never {
-            let copies = progress.position.is_none() && self.control.config.sync_mode == SyncMode::SnapshotCdc;
+            let copies =
+                progress.position.is_none() && self.control.config.sync_mode == SyncMode::SnapshotCdc;
             self.ensure_published(if copies { StreamBegins::Later } else { StreamBegins::Before }).await?;
         }
         let name = &self.control.config.replication.slot;

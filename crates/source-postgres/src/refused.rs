@@ -104,9 +104,14 @@ pub(crate) fn streaming(failure: Error, replication: &Replication, stored: Posit
 /// 13 to 17: "can no longer get changes from", 14 to 16 "cannot read from logical replication slot" with "has been invalidated" as its
 /// detail, 18: "can no longer access replication slot".
 fn lost(message: &str) -> bool {
-    ["can no longer get changes", "has been invalidated", "can no longer access", "cannot read from logical replication slot"]
-        .iter()
-        .any(|text| message.contains(text))
+    [
+        "can no longer get changes",
+        "has been invalidated",
+        "can no longer access",
+        "cannot read from logical replication slot",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
 }
 
 /// From 18 on, a publication that is missing where the stream stands is a warning, and changes are left out.
@@ -134,7 +139,9 @@ pub(crate) fn copying(failure: Error, table: &Table, config: &PostgresSourceConf
         ("42501", _) => error::permission(&table.name, &config.connection.user),
         ("42P01", _) => Error::task_broken(error::TABLE_MISSING, format!("table {} is gone", table.name))
             .with_cause("it was dropped or renamed while it was copied")
-            .with_cure(Cure::advice("start the task again, after correcting the task file where the table has a new name")),
+            .with_cure(Cure::advice(
+                "start the task again, after correcting the task file where the table has a new name",
+            )),
         (state, Some(condition)) if state.starts_with("42") || state.starts_with("22") => {
             error::snapshot_where(&table.name, condition)
         }

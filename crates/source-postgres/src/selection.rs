@@ -151,7 +151,11 @@ pub(crate) fn select(
 ) -> Result<Selection> {
     for name in wanted.required() {
         if !catalog.iter().any(|table| table.name == name) {
-            return Err(if wanted.published.is_some() { not_selected(config, &name) } else { missing(&name) });
+            return Err(if wanted.published.is_some() {
+                not_selected(config, &name)
+            } else {
+                missing(&name)
+            });
         }
     }
     let mut selection = Selection {
@@ -224,7 +228,10 @@ fn carried(
 
 fn needed(found: &CatalogTable) -> Needed {
     let leaves = found.heaps.iter().map(|heap| heap.name.clone()).collect();
-    Needed { name: found.name.clone(), leaves: (found.kind == RelationKind::PartitionedTable).then_some(leaves) }
+    Needed {
+        name: found.name.clone(),
+        leaves: (found.kind == RelationKind::PartitionedTable).then_some(leaves),
+    }
 }
 
 /// Columns that are not carried: excluded by the task, left out by the publication, generated and not published.

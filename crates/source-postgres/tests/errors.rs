@@ -92,7 +92,11 @@ async fn a_dba_makes_publication_and_slot_as_told() -> Result<()> {
         paste(&database, &cure).await?;
         succeeding(&config, &target).await?;
         let findings = check(&config).await?;
-        ensure!(findings.iter().all(|finding| finding.outcome != Outcome::Failed), "{:?}", troubles(&findings));
+        ensure!(
+            findings.iter().all(|finding| finding.outcome != Outcome::Failed),
+            "{:?}",
+            troubles(&findings)
+        );
     }
     Ok(())
 }
@@ -159,7 +163,8 @@ async fn a_slot_that_is_gone_or_foreign_is_told() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_lost_its_log_is_told_and_its_cure_lets_a_resync_begin() -> Result<()> {
     for major in [13, 15, 18] {
-        let options = ServerOptions::new(major).set("max_slot_wal_keep_size", "1MB").set("checkpoint_timeout", "1h");
+        let options =
+            ServerOptions::new(major).set("max_slot_wal_keep_size", "1MB").set("checkpoint_timeout", "1h");
         let server = Server::start(options.set("max_wal_size", "32MB").set("min_wal_size", "32MB")).await?;
         let database = on(&server).await?;
         let (config, target) = (config(&database), MemoryTarget::default());
@@ -256,7 +261,10 @@ async fn a_published_table_without_identity_is_told_before_it_hurts_the_applicat
     let unpublished = finding(&findings, "tables.identity")?;
     ensure!(unpublished.outcome == Outcome::Warning, "{unpublished:?}");
     database.execute("CREATE PUBLICATION pgferry_test FOR ALL TABLES").await?;
-    ensure!(database.execute("UPDATE log SET line = 'b'").await.is_err(), "the application's update succeeds");
+    ensure!(
+        database.execute("UPDATE log SET line = 'b'").await.is_err(),
+        "the application's update succeeds"
+    );
     let findings = check(&config).await?;
     let published = finding(&findings, "tables.identity")?;
     ensure!(published.outcome == Outcome::Failed, "{published:?}");
@@ -270,7 +278,9 @@ async fn a_published_table_without_identity_is_told_before_it_hurts_the_applicat
 async fn role(database: &Database, config: &mut PostgresSourceConfig, attributes: &str) -> Result<()> {
     let name = format!("cdc_{}", database.name());
     database.execute(&format!("CREATE ROLE {name} LOGIN {attributes}")).await?;
-    database.execute(&format!("CREATE PUBLICATION {} FOR TABLE orders, items", config.replication.publication)).await?;
+    database
+        .execute(&format!("CREATE PUBLICATION {} FOR TABLE orders, items", config.replication.publication))
+        .await?;
     let slot = &config.replication.slot;
     database.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await?;
     config.connection.user = name;

@@ -48,7 +48,11 @@ async fn filters_and_column_lists_hold_for_the_copy_and_the_stream_alike() -> Re
             if from == SelectFrom::Tables {
                 config.include = vec!["public.orders".into(), "public.plain".into()];
             }
-            ensure!(names(&config).await? == ["public.orders", "public.plain"], "{:?}", names(&config).await?);
+            ensure!(
+                names(&config).await? == ["public.orders", "public.plain"],
+                "{:?}",
+                names(&config).await?
+            );
             let target = MemoryTarget::default();
             let wanted = "SELECT id::text, region FROM orders WHERE region = 'eu' AND id > 10";
             succeeding(&config, &target).await?;
@@ -65,9 +69,14 @@ async fn filters_and_column_lists_hold_for_the_copy_and_the_stream_alike() -> Re
             let streamed = rows(&config, &target, "public.orders").await?;
             ensure!(streamed == asked(&database, wanted).await?, "{major}: {streamed:?}");
             let fresh = MemoryTarget::default();
-            database.execute(&format!("SELECT pg_drop_replication_slot('{}')", config.replication.slot)).await?;
+            database
+                .execute(&format!("SELECT pg_drop_replication_slot('{}')", config.replication.slot))
+                .await?;
             succeeding(&config, &fresh).await?;
-            ensure!(rows(&config, &fresh, "public.orders").await? == streamed, "a new copy differs from the stream");
+            ensure!(
+                rows(&config, &fresh, "public.orders").await? == streamed,
+                "a new copy differs from the stream"
+            );
             let told = check(&config).await?;
             let left_out = finding(&told, "tables.columns")?;
             ensure!(left_out.detail.contains("secret") && left_out.detail.contains("double"), "{left_out:?}");
@@ -89,7 +98,9 @@ async fn a_generated_column_is_carried_where_it_is_published() -> Result<()> {
         .await?;
     let (config, target) = (config(&database), MemoryTarget::default());
     succeeding(&config, &target).await?;
-    database.execute("INSERT INTO t SELECT generate_series(21, 30); UPDATE t SET id = 100 WHERE id = 1").await?;
+    database
+        .execute("INSERT INTO t SELECT generate_series(21, 30); UPDATE t SET id = 100 WHERE id = 1")
+        .await?;
     succeeding(&config, &target).await?;
     let wanted = asked(&database, "SELECT id::text, twice::text FROM t").await?;
     ensure!(rows(&config, &target, "public.t").await? == wanted);
@@ -119,7 +130,9 @@ async fn moves(database: &Database, config: &PostgresSourceConfig) -> Result<()>
         .await?;
     succeeding(config, &target).await?;
     let mut arrived = Vec::new();
-    for name in names(config).await?.iter().filter(|name| name.starts_with("public.p") && *name != "public.plain") {
+    for name in
+        names(config).await?.iter().filter(|name| name.starts_with("public.p") && *name != "public.plain")
+    {
         arrived.extend(rows(config, &target, name).await?);
     }
     arrived.sort();
@@ -140,7 +153,9 @@ async fn partitioned_tables_arrive_by_whatever_publication() -> Result<()> {
         ];
         if major >= 13 {
             made.push(Some("CREATE PUBLICATION pgferry_test FOR TABLE p"));
-            made.push(Some("CREATE PUBLICATION pgferry_test FOR ALL TABLES WITH (publish_via_partition_root = true)"));
+            made.push(Some(
+                "CREATE PUBLICATION pgferry_test FOR ALL TABLES WITH (publish_via_partition_root = true)",
+            ));
         }
         if major >= 15 {
             made.push(Some("CREATE PUBLICATION pgferry_test FOR TABLES IN SCHEMA public"));
@@ -174,7 +189,12 @@ async fn leaves_are_filtered_each_by_its_own_condition() -> Result<()> {
         let mut config = config(&database);
         config.include = vec!["public.p".into()];
         config.replication.manage = Manage::Never;
-        database.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", config.replication.slot)).await?;
+        database
+            .execute(&format!(
+                "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+                config.replication.slot
+            ))
+            .await?;
         let target = MemoryTarget::default();
         succeeding(&config, &target).await?;
         database.execute("INSERT INTO p VALUES (50, 5, 1) ON CONFLICT DO NOTHING; INSERT INTO p VALUES (60, 15, 1), (70, 6, 1), (300, 16, 1)").await?;
@@ -198,7 +218,9 @@ async fn children_are_not_published_along_with_their_parent() -> Result<()> {
     let target = MemoryTarget::default();
     succeeding(&config, &target).await?;
     database.execute("UPDATE child SET extra = 2").await.context("the application's own update")?;
-    let published = asked(&database, "SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'pgferry_test'").await?;
+    let published =
+        asked(&database, "SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'pgferry_test'")
+            .await?;
     ensure!(published == [[Some("parent".to_owned())]], "{published:?}");
     ensure!(rows(&config, &target, "public.parent").await?.is_empty());
     Ok(())

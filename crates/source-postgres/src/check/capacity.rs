@@ -26,7 +26,9 @@ pub(super) fn walsenders(facts: &Facts) -> Vec<Finding> {
     let used = facts.walsenders.saturating_sub(ours);
     if used + WALSENDERS_NEEDED > max {
         let error = error::walsenders_exhausted();
-        let error = error.with_cause(format!("{used} of max_wal_senders = {max} are in use by standbys, backups and change streams"));
+        let error = error.with_cause(format!(
+            "{used} of max_wal_senders = {max} are in use by standbys, backups and change streams"
+        ));
         return vec![failed("server.walsenders", "server", &error)];
     }
     vec![Finding::passed("server.walsenders", "server", format!("{used} of {max} walsenders in use"))]
@@ -40,7 +42,8 @@ pub(super) fn slots(facts: &Facts) -> Vec<Finding> {
     let used = facts.slots.len() as u64;
     let ours = &facts.config.replication.slot;
     let idle = facts.slots.iter().filter(|slot| !slot.active && slot.name != *ours);
-    let inactive: Vec<(String, String)> = idle.map(|slot| (slot.name.clone(), bytes(slot.retained))).collect();
+    let inactive: Vec<(String, String)> =
+        idle.map(|slot| (slot.name.clone(), bytes(slot.retained))).collect();
     let list: Vec<String> = inactive.iter().map(|(name, held)| format!("{name} holding {held}")).collect();
     if facts.slot.is_none() && used >= max {
         return vec![failed("server.slots", "server", &error::slots_exhausted(&inactive))];
@@ -66,10 +69,17 @@ pub(super) fn connections(facts: &Facts) -> Vec<Finding> {
         error::CONNECTIONS_SHORT,
         format!("{left} connections are left, the copy with {} workers takes {needed}", facts.config.workers),
     )
-    .with_cause(format!("{} of {max} are in use; others may be refused while the copy runs", facts.connections))
+    .with_cause(format!(
+        "{} of {max} are in use; others may be refused while the copy runs",
+        facts.connections
+    ))
     .with_cure(
-        raise("use fewer workers (initial_copy_workers in the task file), or allow more and restart the server", "max_connections", "200")
-            .line("initial_copy_workers = 1"),
+        raise(
+            "use fewer workers (initial_copy_workers in the task file), or allow more and restart the server",
+            "max_connections",
+            "200",
+        )
+        .line("initial_copy_workers = 1"),
     );
     let finding = if left < CONNECTIONS_BESIDES + 1 { failed } else { warning };
     vec![finding("server.connections", "server", &error)]

@@ -95,7 +95,8 @@ impl Facts {
 
     /// Selected tables with the catalog's entry of each.
     pub(super) fn selected(&self) -> impl Iterator<Item = (&Table, &CatalogTable)> {
-        let pairs = self.selection.iter().flat_map(|selection| selection.tables.iter().zip(&selection.bindings));
+        let pairs =
+            self.selection.iter().flat_map(|selection| selection.tables.iter().zip(&selection.bindings));
         pairs.filter_map(|(table, (oid, _))| Some((table.as_ref(), self.entry(*oid)?)))
     }
 
@@ -333,10 +334,8 @@ async fn explain(
     config: &PostgresSourceConfig,
 ) -> Result<(usize, Vec<(TableName, String, Error)>)> {
     let mut refusals = Vec::new();
-    let conditions = config
-        .tables
-        .iter()
-        .filter_map(|table| Some((table.source.clone()?, table.snapshot_where.clone()?)));
+    let conditions =
+        config.tables.iter().filter_map(|table| Some((table.source.clone()?, table.snapshot_where.clone()?)));
     let conditions: Vec<(TableName, String)> = conditions.collect();
     for (table, condition) in &conditions {
         let sql = format!("EXPLAIN SELECT FROM {} WHERE ({condition})", publication::qualified(table));

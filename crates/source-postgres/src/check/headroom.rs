@@ -37,7 +37,11 @@ pub(super) fn log_kept(facts: &Facts) -> Vec<Finding> {
 fn unlimited(facts: &Facts, copy: u64) -> Vec<Finding> {
     let held: u64 = facts.slots.iter().map(|slot| slot.retained).sum();
     if copy < SMALL_COPY_BYTES && held < SMALL_COPY_BYTES {
-        let detail = format!("log is kept without a limit; the copy reads {}, slots hold {}", bytes(copy), bytes(held));
+        let detail = format!(
+            "log is kept without a limit; the copy reads {}, slots hold {}",
+            bytes(copy),
+            bytes(held)
+        );
         return vec![Finding::passed("slot.headroom", "server", detail)];
     }
     let error = Error::task_broken(

@@ -15,7 +15,8 @@ pub(super) fn identity(facts: &Facts) -> Vec<Finding> {
     for (name, why) in &selection.snapshot_only {
         let entry = facts.catalog.iter().find(|table| table.name == *name);
         let error = error::no_replica_identity(name, why).with_cure(cure(facts, name, entry));
-        let published = facts.publication.as_ref().is_some_and(|publication| publication.tables.contains_key(name));
+        let published =
+            facts.publication.as_ref().is_some_and(|publication| publication.tables.contains_key(name));
         let has_identity = entry.is_some_and(identifies);
         if published && !has_identity {
             let error = error.with_cause(
@@ -28,7 +29,11 @@ pub(super) fn identity(facts: &Facts) -> Vec<Finding> {
     }
     let count = selection.published.len();
     if count > 0 || findings.is_empty() {
-        findings.push(Finding::passed("tables.identity", "tables", format!("{count} tables can follow the stream")));
+        findings.push(Finding::passed(
+            "tables.identity",
+            "tables",
+            format!("{count} tables can follow the stream"),
+        ));
     }
     findings
 }
@@ -53,7 +58,9 @@ fn cure(facts: &Facts, name: &TableName, entry: Option<&CatalogTable>) -> Cure {
             .run_as(owner);
     }
     let not_null = |name: &String| entry.columns.iter().any(|column| column.name == *name && column.not_null);
-    let unique = facts.of(entry.oid).and_then(|known| known.unique.iter().find(|columns| columns.iter().all(not_null)));
+    let unique = facts
+        .of(entry.oid)
+        .and_then(|known| known.unique.iter().find(|columns| columns.iter().all(not_null)));
     match unique {
         Some(columns) if entry.primary_key.is_empty() => {
             let list: Vec<String> = columns.iter().map(|column| quote_identifier(column)).collect();
@@ -77,10 +84,15 @@ pub(super) fn named_keys(facts: &Facts) -> Vec<Finding> {
             .filter(|column| options.primary_key.contains(&column.name) && !column.not_null)
             .map(|column| column.name.as_str())
             .collect();
-        let covers = |columns: &Vec<String>| columns.iter().all(|column| options.primary_key.contains(column));
+        let covers =
+            |columns: &Vec<String>| columns.iter().all(|column| options.primary_key.contains(column));
         let unique = facts.of(entry.oid).is_some_and(|known| known.unique.iter().any(covers));
         if unique && nullable.is_empty() {
-            findings.push(Finding::passed("tables.named_key", name.to_string(), "the named key is unique and NOT NULL"));
+            findings.push(Finding::passed(
+                "tables.named_key",
+                name.to_string(),
+                "the named key is unique and NOT NULL",
+            ));
             continue;
         }
         findings.push(not_enforced(name, &options.primary_key, &nullable, unique));
@@ -98,7 +110,8 @@ fn not_enforced(name: &TableName, key: &[String], nullable: &[&str], unique: boo
     };
     let mut cure = Cure::advice("have the source enforce the key").run_as(format!("owner of {name}"));
     for column in nullable {
-        cure = cure.sql(format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL", quote_identifier(column)));
+        cure =
+            cure.sql(format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL", quote_identifier(column)));
     }
     if !unique {
         cure = cure.sql(format!("ALTER TABLE {table} ADD UNIQUE ({})", list.join(", ")));

@@ -32,7 +32,11 @@ pub(super) fn select(facts: &Facts) -> Vec<Finding> {
         readable += usize::from(findings.len() == before);
     }
     if findings.is_empty() {
-        findings.push(Finding::passed("tables.select", facts.user.as_str(), format!("may read all of {readable} tables")));
+        findings.push(Finding::passed(
+            "tables.select",
+            facts.user.as_str(),
+            format!("may read all of {readable} tables"),
+        ));
     }
     findings
 }
@@ -41,7 +45,13 @@ pub(super) fn row_security(facts: &Facts) -> Vec<Finding> {
     let heaps = facts.selected().flat_map(|(_, entry)| &entry.heaps);
     let hidden = heaps.filter(|heap| facts.of(heap.oid).is_some_and(|known| known.row_security));
     let findings: Vec<Finding> = hidden
-        .map(|heap| failed("tables.row_security", heap.name.to_string(), &error::row_security(&heap.name, &facts.user)))
+        .map(|heap| {
+            failed(
+                "tables.row_security",
+                heap.name.to_string(),
+                &error::row_security(&heap.name, &facts.user),
+            )
+        })
         .collect();
     if !findings.is_empty() {
         return findings;

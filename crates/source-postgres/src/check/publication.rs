@@ -24,10 +24,16 @@ pub(super) fn exists(facts: &Facts) -> Vec<Finding> {
             vec![failed("publication.exists", name, &error::publication_gone(replication, &facts.statement))]
         }
         (None, Manage::Never) => {
-            vec![failed("publication.exists", name, &error::publication_missing(replication, &facts.statement))]
+            vec![failed(
+                "publication.exists",
+                name,
+                &error::publication_missing(replication, &facts.statement),
+            )]
         }
         // A first start makes it; one that goes on with a stored position refuses.
-        (Some(_), _) => vec![warning("publication.exists", name, &error::publication_gone(replication, &facts.statement))],
+        (Some(_), _) => {
+            vec![warning("publication.exists", name, &error::publication_gone(replication, &facts.statement))]
+        }
         (None, _) => vec![Finding::passed("publication.exists", name, "does not exist; the start makes it")],
     }
 }
@@ -41,7 +47,8 @@ pub(super) fn tables(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::passed("publication.tables", name, format!("has all of {count} tables"))];
     }
     let error = not_published(name, publication, &facts.missing, &facts.statement);
-    let finding = if replication.manage == Manage::Never || publication.all_tables { failed } else { warning };
+    let finding =
+        if replication.manage == Manage::Never || publication.all_tables { failed } else { warning };
     vec![finding("publication.tables", name, &error)]
 }
 
@@ -50,7 +57,8 @@ pub(super) fn operations(facts: &Facts) -> Vec<Finding> {
     let (true, Some(publication)) = (facts.streams(), &facts.publication) else { return Vec::new() };
     let name = facts.config.replication.publication.as_str();
     let truncates = facts.version >= 110_000;
-    let silent: Vec<&str> = publication.silent.iter().copied().filter(|word| truncates || *word != "truncate").collect();
+    let silent: Vec<&str> =
+        publication.silent.iter().copied().filter(|word| truncates || *word != "truncate").collect();
     if silent.is_empty() {
         return vec![Finding::passed("publication.operations", name, "publishes every operation")];
     }
@@ -62,14 +70,19 @@ pub(super) fn operations(facts: &Facts) -> Vec<Finding> {
         format!("does not publish {}", silent.join(", ")),
         "these operations never arrive, so the target comes to differ from the source",
         Cure::advice("publish every operation, unless the target is meant to differ")
-            .sql(format!("ALTER PUBLICATION {} SET (publish = {})", quote_identifier(name), quote_literal(all)))
+            .sql(format!(
+                "ALTER PUBLICATION {} SET (publish = {})",
+                quote_identifier(name),
+                quote_literal(all)
+            ))
             .run_as("owner of the publication"),
     )]
 }
 
 /// The catalog does not say when a publication was made; its row's transaction, compared with the slot's catalog horizon, does in part.
 pub(super) fn older_than_slot(facts: &Facts) -> Vec<Finding> {
-    let (true, Some(publication), Some(slot_age)) = (facts.streams(), &facts.publication, facts.slot_age) else {
+    let (true, Some(publication), Some(slot_age)) = (facts.streams(), &facts.publication, facts.slot_age)
+    else {
         return Vec::new();
     };
     let name = facts.config.replication.publication.as_str();

@@ -10,7 +10,11 @@ const SUBJECT: &str = "server";
 
 pub(super) fn version(facts: &Facts) -> Vec<Finding> {
     if facts.version >= 100_000 {
-        return vec![Finding::passed("server.version", SUBJECT, format!("PostgreSQL {}", facts.version_text))];
+        return vec![Finding::passed(
+            "server.version",
+            SUBJECT,
+            format!("PostgreSQL {}", facts.version_text),
+        )];
     }
     let error = Error::task_broken(error::VERSION, format!("PostgreSQL {} is too old", facts.version_text))
         .with_cause("publications and the output plugin pgoutput exist from PostgreSQL 10")
@@ -33,9 +37,16 @@ pub(super) fn standby(facts: &Facts) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     if !facts.missing.is_empty() || facts.publication.is_none() {
-        let error = Error::task_broken(error::STANDBY, "the server is a standby: it cannot make or complete the publication")
-            .with_cause("a standby is read-only; its publications are the primary's")
-            .with_cure(Cure::advice("run the statement on the primary").sql(&facts.statement).run_as("owner of the tables, on the primary"));
+        let error = Error::task_broken(
+            error::STANDBY,
+            "the server is a standby: it cannot make or complete the publication",
+        )
+        .with_cause("a standby is read-only; its publications are the primary's")
+        .with_cure(
+            Cure::advice("run the statement on the primary")
+                .sql(&facts.statement)
+                .run_as("owner of the tables, on the primary"),
+        );
         findings.push(failed("server.standby", SUBJECT, &error));
     }
     if facts.settings.get("hot_standby_feedback").is_some_and(|value| value == "off") {

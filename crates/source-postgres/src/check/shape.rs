@@ -28,7 +28,10 @@ pub(super) fn kinds(facts: &Facts) -> Vec<Finding> {
             RelationKind::Unlogged => (
                 "is unlogged: it has no changes in the log and is left out",
                 Cure::advice("have its changes logged, or carry it with sync_mode = \"snapshot\"")
-                    .sql(format!("ALTER TABLE {} SET LOGGED", crate::replication::publication::qualified(&entry.name)))
+                    .sql(format!(
+                        "ALTER TABLE {} SET LOGGED",
+                        crate::replication::publication::qualified(&entry.name)
+                    ))
                     .run_as(format!("owner of {}", entry.name)),
             ),
             RelationKind::Other => (
@@ -38,7 +41,8 @@ pub(super) fn kinds(facts: &Facts) -> Vec<Finding> {
             ),
             RelationKind::Table | RelationKind::PartitionedTable | RelationKind::Partition => continue,
         };
-        let cause = "the change stream is made from the log, and only ordinary tables and partitions are in it";
+        let cause =
+            "the change stream is made from the log, and only ordinary tables and partitions are in it";
         findings.push(warn("tables.kind", entry.name.to_string(), error::TABLE_KIND, what, cause, cure));
     }
     findings
@@ -49,11 +53,15 @@ pub(super) fn columns(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (table, entry) in facts.selected() {
         let options = facts.config.tables.iter().find(|options| options.source.as_ref() == Some(&table.name));
-        let wanted = |name: &str| options.is_none_or(|options| !options.exclude_columns.iter().any(|column| column == name));
+        let wanted = |name: &str| {
+            options.is_none_or(|options| !options.exclude_columns.iter().any(|column| column == name))
+        };
         let left: Vec<&pgferry_postgres::CatalogColumn> = entry
             .columns
             .iter()
-            .filter(|column| wanted(&column.name) && !table.columns.iter().any(|carried| *carried.name == *column.name))
+            .filter(|column| {
+                wanted(&column.name) && !table.columns.iter().any(|carried| *carried.name == *column.name)
+            })
             .collect();
         if left.is_empty() {
             continue;
@@ -62,7 +70,14 @@ pub(super) fn columns(facts: &Facts) -> Vec<Finding> {
         let generated = left.iter().all(|column| column.generated);
         let (cause, cure) = columns_cure(facts, generated, &names);
         let detail = format!("columns are left out: {}", names.join(", "));
-        findings.push(warn("tables.columns", table.name.to_string(), error::NOT_IN_STREAM, detail, cause, cure));
+        findings.push(warn(
+            "tables.columns",
+            table.name.to_string(),
+            error::NOT_IN_STREAM,
+            detail,
+            cause,
+            cure,
+        ));
     }
     findings
 }
@@ -73,11 +88,15 @@ fn columns_cure(facts: &Facts, generated: bool, names: &[&str]) -> (&'static str
     if !generated {
         return (
             "the publication's column list leaves them out of the stream, so the copy does, too",
-            Cure::advice("say so in the task file to agree, or set the publication's table without a column list").line(acknowledge),
+            Cure::advice(
+                "say so in the task file to agree, or set the publication's table without a column list",
+            )
+            .line(acknowledge),
         );
     }
     let cause = "they are generated: the stream leaves them out, so the copy does, too";
-    let cure = Cure::advice("say so in the task file to agree; PostgreSQL 18 can publish stored ones").line(acknowledge);
+    let cure = Cure::advice("say so in the task file to agree; PostgreSQL 18 can publish stored ones")
+        .line(acknowledge);
     if facts.version >= 180_000 && facts.publication.is_some() {
         let sql = format!("ALTER PUBLICATION {publication} SET (publish_generated_columns = stored)");
         return (cause, cure.sql(sql).run_as("owner of the publication"));
@@ -90,14 +109,17 @@ pub(super) fn partitions(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (table, entry) in facts.selected().filter(|(_, entry)| entry.kind == RelationKind::PartitionedTable) {
         let count = entry.heaps.len();
-        let by_leaf = facts.version < 130_000 || facts.publication.as_ref().is_some_and(|publication| !publication.via_root);
+        let by_leaf = facts.version < 130_000
+            || facts.publication.as_ref().is_some_and(|publication| !publication.via_root);
         if !facts.streams() || !by_leaf {
             let detail = format!("{count} partitions arrive as one table");
             findings.push(Finding::passed("tables.partitions", table.name.to_string(), detail));
             continue;
         }
         let cure = if facts.version < 130_000 {
-            Cure::advice("before rows go to a new partition, stop the task and start it again: it publishes the partition then")
+            Cure::advice(
+                "before rows go to a new partition, stop the task and start it again: it publishes the partition then",
+            )
         } else {
             let name = quote_identifier(&facts.config.replication.publication);
             Cure::advice("send changes under the root's name, if no other reader of the publication minds")
@@ -147,7 +169,9 @@ pub(super) fn truncate(facts: &Facts) -> Vec<Finding> {
         error::NOT_IN_STREAM,
         "PostgreSQL 10 does not send TRUNCATE: truncated rows stay in the target",
         "TRUNCATE is part of the change stream from PostgreSQL 11 on",
-        Cure::advice("use DELETE in place of TRUNCATE, or copy the table again after one: pgferry resync FILE"),
+        Cure::advice(
+            "use DELETE in place of TRUNCATE, or copy the table again after one: pgferry resync FILE",
+        ),
     )]
 }
 
@@ -158,7 +182,8 @@ pub(super) fn conditions(facts: &Facts) -> Vec<Finding> {
         .iter()
         .map(|(table, condition, failure)| {
             let why = crate::refused::words(failure).map(|words| words.message.clone()).unwrap_or_default();
-            let error: Error = error::snapshot_where(table, condition).with_cause(format!("the server says: {why}"));
+            let error: Error =
+                error::snapshot_where(table, condition).with_cause(format!("the server says: {why}"));
             failed("tables.snapshot_where", table.to_string(), &error)
         })
         .collect();

@@ -24,8 +24,13 @@ pub(super) fn usable(facts: &Facts) -> Vec<Finding> {
         Err(error) => findings.push(failed("slot.usable", name, &error)),
         Ok(()) => {
             let at = slot.confirmed.map(|at| format!(", stands at {at}")).unwrap_or_default();
-            let status = slot.wal_status.as_deref().map(|status| format!(", its log is {status}")).unwrap_or_default();
-            findings.push(Finding::passed("slot.usable", name, format!("pgoutput, this database{at}{status}")));
+            let status =
+                slot.wal_status.as_deref().map(|status| format!(", its log is {status}")).unwrap_or_default();
+            findings.push(Finding::passed(
+                "slot.usable",
+                name,
+                format!("pgoutput, this database{at}{status}"),
+            ));
         }
     }
     if slot.active_pid.is_some() {

@@ -259,7 +259,11 @@ pub(crate) fn missing(publication: Option<&Publication>, needed: &[Needed]) -> V
 }
 
 /// The statement that makes or completes the publication.
-pub(crate) async fn statement(control: &PostgresControl, exists: bool, missing: &[Missing]) -> Result<String> {
+pub(crate) async fn statement(
+    control: &PostgresControl,
+    exists: bool,
+    missing: &[Missing],
+) -> Result<String> {
     let takes_roots = control.server_version_num().await? >= 130_000;
     let parents = if missing.is_empty() { BTreeSet::new() } else { parents(control).await? };
     let one = |table: &TableName| {
@@ -316,7 +320,8 @@ pub(crate) fn not_published(
             .with_cause("the publication is FOR ALL TABLES; what it still lacks is sent under its partitioned table's name, or has no log")
             .with_cure(Cure::advice("select the partitioned table in place of its partition, or leave the table out of the task"));
     }
-    let through_root = publication.via_root && missing.iter().any(|missing| publication.members.contains(&missing.table));
+    let through_root =
+        publication.via_root && missing.iter().any(|missing| publication.members.contains(&missing.table));
     let cause = if through_root {
         "its changes are sent under its partitioned table's name (publish_via_partition_root): select that one"
     } else {

@@ -117,7 +117,9 @@ async fn plain(session: &mut Session) -> Result<(String, Position)> {
 
 fn lost(failure: Error) -> Error {
     Error::transient(SNAPSHOT_LOST, "the consistent snapshot is gone")
-        .with_cause("the connection that exported it ended: a restart, a timeout of a firewall, an ended session")
+        .with_cause(
+            "the connection that exported it ended: a restart, a timeout of a firewall, an ended session",
+        )
         .with_cure(Cure::advice("nothing: unfinished tables are copied again under a new snapshot"))
         .with_origin(failure)
 }

@@ -42,7 +42,11 @@ pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
     }
 }
 
-pub(crate) async fn ferry(config: &PostgresSourceConfig, target: &MemoryTarget) -> pgferry_model::Result<RunEnd> {
+#[expect(clippy::expect_used, reason = "a test that hangs has failed")]
+pub(crate) async fn ferry(
+    config: &PostgresSourceConfig,
+    target: &MemoryTarget,
+) -> pgferry_model::Result<RunEnd> {
     let settings = Settings {
         sync_mode: config.sync_mode,
         workers: 2,
@@ -65,7 +69,8 @@ pub(crate) async fn check(config: &PostgresSourceConfig) -> Result<Vec<Finding>>
 /// The findings that did not pass, as `check code`.
 pub(crate) fn troubles(findings: &[Finding]) -> Vec<String> {
     let bad = findings.iter().filter(|finding| finding.outcome != Outcome::Passed);
-    bad.map(|finding| format!("{} {}", finding.check, finding.code.map_or("-", |code| code.as_str()))).collect()
+    bad.map(|finding| format!("{} {}", finding.check, finding.code.map_or("-", |code| code.as_str())))
+        .collect()
 }
 
 pub(crate) fn finding<'a>(findings: &'a [Finding], check: &str) -> Result<&'a Finding> {
