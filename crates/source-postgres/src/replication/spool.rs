@@ -171,13 +171,13 @@ impl Spools {
     }
 
     /// Frees what a spool held.
-    #[expect(clippy::needless_pass_by_value, reason = "the spool must not be used again")]
     pub fn release(&mut self, spool: Spool) {
         self.memory_bytes = self.memory_bytes.saturating_sub(spool.memory_bytes);
         self.disk_bytes = self.disk_bytes.saturating_sub(spool.file_bytes);
         if matches!(spool.storage, Storage::Open { .. }) {
             self.open_files = self.open_files.saturating_sub(1);
         }
+        drop(spool);
     }
 
     /// Drops a transaction's spool, if there is one.
@@ -347,8 +347,7 @@ impl Replay {
     }
 
     /// The next frame that was not rolled back, or the end. A streamed frame has its subtransaction's id at byte 1.
-    #[expect(clippy::should_implement_trait, reason = "it lends from the spool, which an iterator cannot")]
-    pub fn next(&mut self) -> Result<Option<&[u8]>> {
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>> {
         let (from_file, start, len) = loop {
             let Some((from_file, start, len)) = self.locate()? else { return Ok(None) };
             let frame = self.source(from_file).get(start..start + len).unwrap_or_default();
