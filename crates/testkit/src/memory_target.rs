@@ -207,7 +207,7 @@ impl Target for MemoryTarget {
         Wants { changes: ChangeForm::LatestPerKey, loads_max: 8, slices: true }
     }
 
-    fn snapshot_format(&self, _column: &Column) -> CellFormat {
+    fn snapshot_format(&self, _table: &Table, _column: &Column) -> CellFormat {
         CellFormat::Text
     }
 

@@ -1,18 +1,25 @@
 //! What the catalog says of tables, columns and types, in a handful of set-based queries.
 //!
 //! ```text
-//!   pg_class ──patterns──> chosen relations ──> columns ──> types (domains, elements resolved) ──> leaves of partitioned roots
+//!   one snapshot: pg_class ──names──> chosen relations ──> columns ──> types ──> keys ──> leaves of partitioned roots
+//!   after it:     sizes of the leaves, without waiting for locked ones
 //! ```
 //!
-//! Invariant: the number of queries does not depend on the number of tables.
+//! Invariants: the number of queries does not depend on the number of tables; a table is whole or absent, whatever else changes
+//! the catalog meanwhile; a table that someone has locked does not hold up the others.
+//!
+//! Limits: 10 has no generated columns (12+) and no INCLUDE columns (11+); partitions in foreign tables are named, not read.
+
+mod sizes;
+mod types;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
-use pgferry_model::{DataType, Error, Result, TableName, TypeKind};
+use pgferry_model::{DataType, Error, Result, TableName};
 
 use crate::error::PROTOCOL;
 use crate::{ResultRow, Session};
+use types::{data_type, read_types};
 
 /// What a relation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +58,8 @@ pub struct CatalogColumn {
     pub data_type: DataType,
     /// Its type's OID and modifier as the change stream names them.
     pub type_oid: u32,
-    /// Whether it is declared NOT NULL.
+    /// Whether it is declared NOT NULL. A domain's own NOT NULL does not count: such a column can still read as NULL
+    /// (PostgreSQL docs, "CREATE DOMAIN", notes).
     pub not_null: bool,
     /// Whether it is generated; the change stream leaves it out.
     pub generated: bool,
@@ -68,6 +76,8 @@ pub struct CatalogHeap {
     pub bytes: u64,
     /// Pages of the heap.
     pub pages: u64,
+    /// Whether the session's role may read it; a partition has privileges of its own.
+    pub readable: bool,
 }
 
 /// A table.
@@ -89,17 +99,43 @@ pub struct CatalogTable {
     pub identity_index: Vec<String>,
     /// The relations that hold its rows: itself, or its leaf partitions.
     pub heaps: Vec<CatalogHeap>,
+    /// Partitions at any depth whose rows lie elsewhere (foreign tables): neither a snapshot nor the log has them.
+    pub unreadable_partitions: Vec<TableName>,
     /// Estimated rows.
     pub rows_estimated: u64,
+    /// The role that owns it.
+    pub owner: String,
+    /// Whether the session's role may read it.
+    pub readable: bool,
+    /// Whether row-level security is enabled; a role that it applies to is refused, as sessions pin `row_security = off`.
+    pub row_security: bool,
+    /// Whether other tables inherit from it (not as partitions): their rows show up in a plain SELECT and are not its own.
+    pub has_children: bool,
 }
 
 /// Reads every relation that `wanted` accepts, ordered by name. System schemas are left out.
+///
+/// The session must not be in a transaction.
 pub async fn read_tables(
     session: &mut Session,
     wanted: impl Fn(&TableName) -> bool,
 ) -> Result<Vec<CatalogTable>> {
+    session.simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let read = read_definitions(session, wanted).await;
+    // A failed statement has ended the transaction in all but name; its error is the one to tell.
+    let ended = session.simple_query(if read.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    let mut tables = read?;
+    ended?;
+    sizes::read_sizes(session, &mut tables).await?;
+    Ok(tables)
+}
+
+async fn read_definitions(
+    session: &mut Session,
+    wanted: impl Fn(&TableName) -> bool,
+) -> Result<Vec<CatalogTable>> {
     let mut tables: Vec<CatalogTable> = Vec::new();
-    for row in session.simple_query(&relations_query()).await? {
+    for row in session.simple_query(RELATIONS).await? {
         let table = relation(&row)?;
         if wanted(&table.name) {
             tables.push(table);
@@ -112,18 +148,18 @@ pub async fn read_tables(
     let oids = oids.join(",");
     read_columns(session, &mut tables, &oids).await?;
     read_keys(session, &mut tables, &oids).await?;
-    read_heaps(session, &mut tables).await?;
+    read_heaps(session, &mut tables, &oids).await?;
     Ok(tables)
 }
 
-fn relations_query() -> String {
-    "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relispartition, \
-     greatest(c.reltuples, 0)::bigint \
-     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
-     AND n.nspname !~ '^pg_(toast|temp)' ORDER BY n.nspname, c.relname"
-        .to_owned()
-}
+const RELATIONS: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
+    c.relispartition, greatest(c.reltuples, 0)::bigint, pg_catalog.pg_get_userbyid(c.relowner), c.relrowsecurity, \
+    coalesce(pg_catalog.has_any_column_privilege(c.oid, 'SELECT') \
+      AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'), false), \
+    c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) \
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
+    AND n.nspname !~ '^pg_(toast|temp)' ORDER BY n.nspname, c.relname";
 
 fn relation(row: &ResultRow) -> Result<CatalogTable> {
     let kind = match (text(row, 3)?, text(row, 4)?, text(row, 6)?) {
@@ -148,7 +184,12 @@ fn relation(row: &ResultRow) -> Result<CatalogTable> {
         primary_key: Vec::new(),
         identity_index: Vec::new(),
         heaps: Vec::new(),
+        unreadable_partitions: Vec::new(),
         rows_estimated: number(row, 7)?,
+        owner: text(row, 8)?.to_owned(),
+        row_security: text(row, 9)? == "t",
+        readable: text(row, 10)? == "t",
+        has_children: text(row, 11)? == "t",
     })
 }
 
@@ -205,167 +246,40 @@ async fn read_keys(session: &mut Session, tables: &mut [CatalogTable], oids: &st
     Ok(())
 }
 
-async fn read_heaps(session: &mut Session, tables: &mut [CatalogTable]) -> Result<()> {
-    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
+/// The relations that hold the rows, with the sizes of the last VACUUM or ANALYZE.
+async fn read_heaps(session: &mut Session, tables: &mut [CatalogTable], oids: &str) -> Result<()> {
     let rows = session
         .simple_query(&format!(
-            "WITH RECURSIVE part(root, oid) AS (SELECT c.oid, c.oid FROM pg_catalog.pg_class c WHERE c.oid IN ({}) \
+            "WITH RECURSIVE part(root, oid) AS (SELECT c.oid, c.oid FROM pg_catalog.pg_class c WHERE c.oid IN ({oids}) \
              UNION ALL SELECT p.root, i.inhrelid FROM part p JOIN pg_catalog.pg_class r ON r.oid = p.oid AND r.relkind = 'p' \
              JOIN pg_catalog.pg_inherits i ON i.inhparent = p.oid) \
-             SELECT p.root, c.oid, n.nspname, c.relname, pg_catalog.pg_table_size(c.oid), \
-             pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::bigint \
-             FROM part p JOIN pg_catalog.pg_class c ON c.oid = p.oid AND c.relkind = 'r' \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace ORDER BY p.root, c.oid",
-            oids.join(",")
+             SELECT p.root, c.oid, n.nspname, c.relname, c.relkind, c.relpages, \
+             (c.relpages + coalesce(t.relpages, 0)) * pg_catalog.current_setting('block_size')::bigint, \
+             coalesce(pg_catalog.has_any_column_privilege(c.oid, 'SELECT') \
+               AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'), false) \
+             FROM part p JOIN pg_catalog.pg_class c ON c.oid = p.oid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
+             WHERE c.relkind = 'r' OR c.relkind = 'f' AND p.root <> p.oid ORDER BY p.root, c.oid"
         ))
         .await?;
     let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();
     for row in &rows {
         let Some(table) = by_oid.get(&number(row, 0)?).and_then(|&at| tables.get_mut(at)) else { continue };
+        let name = TableName::new(text(row, 2)?, text(row, 3)?);
+        if text(row, 4)? == "f" {
+            table.unreadable_partitions.push(name);
+            continue;
+        }
         table.heaps.push(CatalogHeap {
             oid: number(row, 1)?,
-            name: TableName::new(text(row, 2)?, text(row, 3)?),
-            bytes: number(row, 4)?,
+            name,
             pages: number(row, 5)?,
+            bytes: number(row, 6)?,
+            readable: text(row, 7)? == "t",
         });
     }
     Ok(())
-}
-
-/// A row of `pg_type`.
-struct TypeRow {
-    name: String,
-    kind: String,
-    category: String,
-    base: u32,
-    base_modifier: i32,
-    element: u32,
-    sends_binary: bool,
-    output_function: String,
-    formatted: String,
-}
-
-/// Reads the types, and those that they are made of.
-async fn read_types(session: &mut Session, mut wanted: BTreeSet<u32>) -> Result<HashMap<u32, TypeRow>> {
-    let mut types = HashMap::new();
-    while !wanted.is_empty() {
-        let oids: Vec<String> = wanted.iter().map(u32::to_string).collect();
-        let rows = session
-            .simple_query(&format!(
-                "SELECT t.oid, t.typname, t.typtype, t.typcategory, t.typbasetype, t.typtypmod, t.typelem, \
-                 t.typsend::pg_catalog.oid <> 0, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(p.proname), \
-                 pg_catalog.format_type(t.oid, NULL), t.typlen FROM pg_catalog.pg_type t \
-                 JOIN pg_catalog.pg_proc p ON p.oid = t.typoutput JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
-                 WHERE t.oid IN ({})",
-                oids.join(",")
-            ))
-            .await?;
-        wanted.clear();
-        let mut found = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let oid: u32 = number(row, 0)?;
-            // Only a true array has both an element and no fixed length; `name` and `point` have elements, too.
-            let varying = text(row, 10)? == "-1" && text(row, 3)? == "A";
-            let row = TypeRow {
-                name: text(row, 1)?.to_owned(),
-                kind: text(row, 2)?.to_owned(),
-                category: text(row, 3)?.to_owned(),
-                base: number(row, 4)?,
-                base_modifier: number(row, 5)?,
-                element: if varying { number(row, 6)? } else { 0 },
-                sends_binary: text(row, 7)? == "t",
-                output_function: text(row, 8)?.to_owned(),
-                formatted: text(row, 9)?.to_owned(),
-            };
-            wanted.extend([row.base, row.element]);
-            found.push((oid, row));
-        }
-        types.extend(found);
-        wanted.retain(|oid| *oid != 0 && !types.contains_key(oid));
-    }
-    Ok(types)
-}
-
-fn data_type(
-    types: &HashMap<u32, TypeRow>,
-    oid: u32,
-    modifier: i32,
-    dimensions: u16,
-    formatted: &str,
-    depth: u8,
-) -> Result<DataType> {
-    let row = types.get(&oid).ok_or_else(|| unexpected("a column's type is not in pg_type"))?;
-    let kind = match row.kind.as_str() {
-        "d" if depth < 32 => {
-            let modifier = if row.base_modifier >= 0 { row.base_modifier } else { modifier };
-            return Ok(DataType {
-                oid,
-                name: formatted.into(),
-                output_function: row.output_function.as_str().into(),
-                ..data_type(types, row.base, modifier, dimensions, formatted, depth + 1)?
-            });
-        }
-        "e" => TypeKind::Enum,
-        "c" => TypeKind::Composite,
-        "r" | "m" => TypeKind::Range,
-        _ if row.element != 0 && row.category == "A" && depth < 32 => {
-            let name = types.get(&row.element).map_or("", |element| element.formatted.as_str()).to_owned();
-            let element = data_type(types, row.element, modifier, 0, &name, depth + 1)?;
-            TypeKind::Array(Box::new(element), dimensions)
-        }
-        _ => scalar(&row.name, oid, modifier),
-    };
-    Ok(DataType {
-        oid,
-        name: formatted.into(),
-        kind,
-        sends_binary: row.sends_binary,
-        output_function: Arc::from(row.output_function.as_str()),
-    })
-}
-
-/// Built-in types by OID range: an extension's type of the same name is not one of them.
-fn scalar(name: &str, oid: u32, modifier: i32) -> TypeKind {
-    const FIRST_NORMAL_OID: u32 = 16_384;
-    if oid >= FIRST_NORMAL_OID {
-        return TypeKind::Other;
-    }
-    match name {
-        "bool" => TypeKind::Bool,
-        "int2" => TypeKind::Int2,
-        "int4" => TypeKind::Int4,
-        "int8" => TypeKind::Int8,
-        "float4" => TypeKind::Float4,
-        "float8" => TypeKind::Float8,
-        "numeric" => TypeKind::Numeric { precision_and_scale: numeric_modifier(modifier) },
-        "text" | "varchar" | "name" => TypeKind::Text,
-        "bpchar" => TypeKind::FixedText,
-        "char" => TypeKind::SingleByte,
-        "bytea" => TypeKind::Bytes,
-        "date" => TypeKind::Date,
-        "time" => TypeKind::Time,
-        "timetz" => TypeKind::TimeTz,
-        "timestamp" => TypeKind::Timestamp,
-        "timestamptz" => TypeKind::TimestampTz,
-        "interval" => TypeKind::Interval,
-        "uuid" => TypeKind::Uuid,
-        "json" => TypeKind::Json,
-        "jsonb" => TypeKind::Jsonb,
-        "xml" => TypeKind::Xml,
-        "bit" | "varbit" => TypeKind::Bits,
-        "oid" => TypeKind::Oid,
-        "money" => TypeKind::Money,
-        "inet" | "cidr" | "macaddr" | "macaddr8" => TypeKind::Network,
-        _ => TypeKind::Other,
-    }
-}
-
-/// Precision and scale in a numeric's modifier (PostgreSQL source, `numeric.c`, `make_numeric_typmod`): the scale has 11 bits
-/// with a sign.
-fn numeric_modifier(modifier: i32) -> Option<(u16, i16)> {
-    let packed = modifier.checked_sub(4).filter(|packed| *packed >= 0)?;
-    let scale = ((packed & 0x7ff) ^ 1024) - 1024;
-    Some(((packed >> 16) as u16, scale as i16))
 }
 
 fn text(row: &ResultRow, column: usize) -> Result<&str> {

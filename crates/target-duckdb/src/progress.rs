@@ -1,0 +1,266 @@
+//! What the file holds of a task, in the same file and the same commits as the data.
+//!
+//! ```text
+//!   pgferry.task         one row per task: epoch, position, what the position belongs to
+//!   pgferry.table_state  one row per table: state, cut, the error that set it aside
+//!   pgferry.chunk        one row per loaded chunk of an unfinished copy
+//! ```
+//!
+//! Invariants: a delivery's commit updates the task's row only where the epoch is its own; the position never moves back.
+
+use duckdb::{Connection, params};
+use pgferry_model::{Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId};
+
+use crate::error::{STATEMENT, fenced, refused};
+
+const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pgferry;
+CREATE TABLE IF NOT EXISTS pgferry.task (
+    task VARCHAR NOT NULL, format INTEGER NOT NULL, epoch UBIGINT NOT NULL, position VARCHAR, system_id VARCHAR,
+    timeline UINTEGER, source_database VARCHAR, slot VARCHAR, updated_at TIMESTAMP NOT NULL);
+CREATE TABLE IF NOT EXISTS pgferry.table_state (
+    task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, source_table VARCHAR NOT NULL,
+    target_schema VARCHAR NOT NULL, target_table VARCHAR NOT NULL, rows_kept BOOLEAN NOT NULL,
+    state VARCHAR NOT NULL, cut VARCHAR, code VARCHAR, problem VARCHAR);
+CREATE TABLE IF NOT EXISTS pgferry.chunk (
+    task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, source_table VARCHAR NOT NULL, number UINTEGER NOT NULL,
+    rows UBIGINT NOT NULL);";
+
+/// The layout's version; a newer one in the file is refused.
+const FORMAT: i32 = 1;
+
+fn asking(failure: duckdb::Error) -> Error {
+    refused("reading the task's progress", failure)
+}
+
+fn storing(failure: duckdb::Error) -> Error {
+    refused("storing the task's progress", failure)
+}
+
+/// Raises the epoch and reads everything; in a transaction of the caller's.
+pub(crate) fn open(connection: &Connection, task: &TaskId) -> Result<Progress> {
+    connection.execute_batch(CREATE).map_err(storing)?;
+    let raised = connection
+        .execute("UPDATE pgferry.task SET epoch = epoch + 1, updated_at = now()::TIMESTAMP WHERE task = ?", [task.as_str()])
+        .map_err(storing)?;
+    if raised == 0 {
+        connection
+            .execute(
+                "INSERT INTO pgferry.task (task, format, epoch, updated_at) VALUES (?, ?, 1, now()::TIMESTAMP)",
+                params![task.as_str(), FORMAT],
+            )
+            .map_err(storing)?;
+    }
+    read(connection, task)
+}
+
+/// Reads everything.
+pub(crate) fn read(connection: &Connection, task: &TaskId) -> Result<Progress> {
+    type TaskRow = (i32, u64, Option<String>, Option<String>, Option<u32>, Option<String>, Option<String>);
+    let row: TaskRow = connection
+        .query_row(
+            "SELECT format, epoch, position, system_id, timeline, source_database, slot FROM pgferry.task WHERE task = ?",
+            [task.as_str()],
+            |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
+            },
+        )
+        .map_err(asking)?;
+    let (format, epoch, position, system_id, timeline, database, slot) = row;
+    if format > FORMAT {
+        return Err(Error::task_broken(STATEMENT, "the file was written by a newer pgferry; use that version"));
+    }
+    let source = system_id.map(|system_id| SourceIdentity {
+        system_id,
+        timeline: timeline.unwrap_or(0),
+        database: database.unwrap_or_default(),
+        slot: slot.unwrap_or_default(),
+    });
+    let position = position.map(|text| parse(&text)).transpose()?;
+    Ok(Progress { epoch, position, source, tables: read_tables(connection, task)? })
+}
+
+fn read_tables(connection: &Connection, task: &TaskId) -> Result<Vec<TableProgress>> {
+    let mut statement = connection
+        .prepare(
+            "SELECT s.source_schema, s.source_table, s.state, s.cut, s.code, s.problem, \
+             (SELECT list(c.number) FROM pgferry.chunk c WHERE c.task = s.task AND c.source_schema = s.source_schema \
+             AND c.source_table = s.source_table)::VARCHAR FROM pgferry.table_state s WHERE s.task = ?",
+        )
+        .map_err(asking)?;
+    let rows = statement
+        .query_map([task.as_str()], |row| {
+            let text = |at: usize| row.get::<_, Option<String>>(at);
+            Ok([text(0)?, text(1)?, text(2)?, text(3)?, text(4)?, text(5)?, text(6)?])
+        })
+        .map_err(asking)?;
+    let mut tables = Vec::new();
+    for row in rows {
+        let [schema, name, state, cut, code, problem, chunks] = row.map_err(asking)?;
+        let numbers = chunks.unwrap_or_default();
+        tables.push(TableProgress {
+            name: TableName::new(schema.unwrap_or_default(), name.unwrap_or_default()),
+            state: state_of(&state.unwrap_or_default(), code, problem),
+            cut: cut.map(|text| parse(&text)).transpose()?,
+            chunks_done: numbers
+                .trim_matches(['[', ']'])
+                .split(',')
+                .filter_map(|number| number.trim().parse().ok())
+                .collect(),
+        });
+    }
+    Ok(tables)
+}
+
+fn state_of(word: &str, code: Option<String>, problem: Option<String>) -> TableState {
+    match word {
+        "copying" => TableState::Copying,
+        "copied" => TableState::Copied,
+        "catching_up" => TableState::CatchingUp,
+        "live" => TableState::Live,
+        "paused" => TableState::Paused,
+        "broken" => TableState::Broken { code: code.unwrap_or_default(), problem: problem.unwrap_or_default() },
+        _ => TableState::Waiting,
+    }
+}
+
+fn parse(text: &str) -> Result<Position> {
+    text.parse().map_err(|wrong| {
+        Error::task_broken(STATEMENT, "the stored position is damaged").with_origin(wrong)
+    })
+}
+
+/// Refuses when the epoch is another's. Reads only: commits that store no position use it.
+pub(crate) fn verify_epoch(connection: &Connection, task: &TaskId, epoch: u64) -> Result<()> {
+    let stored: u64 = connection
+        .query_row("SELECT epoch FROM pgferry.task WHERE task = ?", [task.as_str()], |row| row.get(0))
+        .map_err(asking)?;
+    if stored == epoch { Ok(()) } else { Err(fenced()) }
+}
+
+/// Moves the position; conflicts with every other commit that does, and with a raised epoch.
+pub(crate) fn move_position(connection: &Connection, task: &TaskId, epoch: u64, position: Position) -> Result<()> {
+    let moved = connection
+        .execute(
+            "UPDATE pgferry.task SET position = ?, updated_at = now()::TIMESTAMP WHERE task = ? AND epoch = ?",
+            params![position.to_string(), task.as_str(), epoch],
+        )
+        .map_err(storing)?;
+    if moved == 1 { Ok(()) } else { Err(fenced()) }
+}
+
+/// Stores what positions belong to.
+pub(crate) fn identify(connection: &Connection, task: &TaskId, source: &SourceIdentity) -> Result<()> {
+    connection
+        .execute(
+            "UPDATE pgferry.task SET system_id = ?, timeline = ?, source_database = ?, slot = ? WHERE task = ?",
+            params![source.system_id, source.timeline, source.database, source.slot, task.as_str()],
+        )
+        .map_err(storing)?;
+    Ok(())
+}
+
+/// Notes a table that the task has made or taken over.
+pub(crate) fn add_table(
+    connection: &Connection,
+    task: &TaskId,
+    source: &TableName,
+    target: &TableName,
+    rows_kept: bool,
+) -> Result<()> {
+    connection
+        .execute(
+            "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_kept, state) \
+             VALUES (?, ?, ?, ?, ?, ?, 'waiting')",
+            params![task.as_str(), &*source.schema, &*source.name, &*target.schema, &*target.name, rows_kept],
+        )
+        .map_err(storing)?;
+    Ok(())
+}
+
+/// Stores a table's state; a cut where there is a new one.
+pub(crate) fn set_state(
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
+    state: &TableState,
+    cut: Option<Position>,
+) -> Result<()> {
+    let (code, problem) = match state {
+        TableState::Broken { code, problem } => (Some(code.as_str()), Some(problem.as_str())),
+        _ => (None, None),
+    };
+    let stored = connection
+        .execute(
+            "UPDATE pgferry.table_state SET state = ?, code = ?, problem = ?, cut = coalesce(?, cut) \
+             WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![
+                state.word(),
+                code,
+                problem,
+                cut.map(|cut| cut.to_string()),
+                task.as_str(),
+                &*table.schema,
+                &*table.name
+            ],
+        )
+        .map_err(storing)?;
+    if stored == 0 {
+        add_table(connection, task, table, table, false)?;
+        return set_state(connection, task, table, state, cut);
+    }
+    Ok(())
+}
+
+/// Whether the table holds rows from before the task; `None`: the task does not know the table.
+pub(crate) fn rows_kept(connection: &Connection, task: &TaskId, table: &TableName) -> Result<Option<bool>> {
+    let found = connection.query_row(
+        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+        params![task.as_str(), &*table.schema, &*table.name],
+        |row| row.get(0),
+    );
+    match found {
+        Ok(kept) => Ok(Some(kept)),
+        Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
+        Err(failure) => Err(asking(failure)),
+    }
+}
+
+/// Whether a chunk is loaded.
+pub(crate) fn chunk_done(connection: &Connection, task: &TaskId, table: &TableName, number: u32) -> Result<bool> {
+    let count: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ? AND number = ?",
+            params![task.as_str(), &*table.schema, &*table.name, number],
+            |row| row.get(0),
+        )
+        .map_err(asking)?;
+    Ok(count > 0)
+}
+
+/// Notes a loaded chunk.
+pub(crate) fn add_chunk(
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
+    number: u32,
+    rows: u64,
+) -> Result<()> {
+    connection
+        .execute(
+            "INSERT INTO pgferry.chunk VALUES (?, ?, ?, ?, ?)",
+            params![task.as_str(), &*table.schema, &*table.name, number, rows],
+        )
+        .map_err(storing)?;
+    Ok(())
+}
+
+/// Forgets a table's chunks. Returns whether there were any.
+pub(crate) fn forget_chunks(connection: &Connection, task: &TaskId, table: &TableName) -> Result<bool> {
+    let gone = connection
+        .execute(
+            "DELETE FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*table.schema, &*table.name],
+        )
+        .map_err(storing)?;
+    Ok(gone > 0)
+}

@@ -1,0 +1,138 @@
+//! Tables in DuckDB: names, statements, and whether an existing one has the right columns.
+//!
+//! No index on the key: every commit would maintain it row by row; deletes find rows by a join, which costs a fraction.
+
+use duckdb::Connection;
+use pgferry_model::{Column, Cure, Error, Result, Table, TableName};
+
+use crate::config::DuckdbConfig;
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, refused};
+use crate::mapping::{ColumnType, map_type};
+
+/// An identifier in double quotes.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A table's qualified, quoted name.
+pub(crate) fn qualified(name: &TableName) -> String {
+    format!("{}.{}", quote(&name.schema), quote(&name.name))
+}
+
+/// A table's name in the file.
+pub(crate) fn target_name(config: &DuckdbConfig, table: &Table) -> TableName {
+    match &config.schema {
+        Some(schema) => TableName::new(schema.as_str(), std::sync::Arc::clone(&table.target_name.name)),
+        None => table.target_name.clone(),
+    }
+}
+
+/// A column's type.
+pub(crate) fn column_type(config: &DuckdbConfig, table: &Table, column: &Column) -> ColumnType {
+    let place = (table.name.schema.to_string(), table.name.name.to_string(), column.name.to_string());
+    map_type(&column.data_type, config.type_overrides.get(&place).map(String::as_str))
+}
+
+/// The columns' types, in the table's order.
+pub(crate) fn column_types(config: &DuckdbConfig, table: &Table) -> Vec<ColumnType> {
+    table.columns.iter().map(|column| column_type(config, table, column)).collect()
+}
+
+/// The statements that make a table.
+pub(crate) fn create_statements(name: &TableName, table: &Table, types: &[ColumnType]) -> Vec<String> {
+    let columns: Vec<String> = table
+        .columns
+        .iter()
+        .zip(types)
+        .enumerate()
+        .map(|(at, (column, kind))| {
+            let not_null = if table.key.contains(&at) { " NOT NULL" } else { "" };
+            format!("{} {}{not_null}", quote(&column.name), kind.name)
+        })
+        .collect();
+    vec![
+        format!("CREATE SCHEMA IF NOT EXISTS {}", quote(&name.schema)),
+        format!("CREATE TABLE {} ({})", qualified(name), columns.join(", ")),
+    ]
+}
+
+/// Refuses a table whose column names are the same to DuckDB, which ignores case.
+pub(crate) fn verify_names(table: &Table) -> Result<()> {
+    let mut seen = std::collections::HashMap::new();
+    for column in &table.columns {
+        if let Some(other) = seen.insert(column.name.to_lowercase(), &column.name) {
+            return Err(Error::table_broken(
+                NAME_COLLISION,
+                table.name.clone(),
+                format!("columns {other} and {} of {} are one name to DuckDB, which ignores case", column.name, table.name),
+            )
+            .with_cure(Cure::advice("leave one of them out: exclude_columns in the table's entry of the task file")));
+        }
+    }
+    Ok(())
+}
+
+/// The columns that an existing table has: name and type, in order. `None`: there is no such table.
+pub(crate) fn existing(connection: &Connection, name: &TableName) -> Result<Option<Vec<(String, String)>>> {
+    let asking = |failure| refused("looking for a table", failure);
+    let mut statement = connection
+        .prepare(
+            "SELECT column_name, data_type FROM duckdb_columns() \
+             WHERE database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?) \
+             ORDER BY column_index",
+        )
+        .map_err(asking)?;
+    let rows = statement
+        .query_map([&*name.schema, &*name.name], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+        .map_err(asking)?;
+    let columns = rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)?;
+    Ok((!columns.is_empty()).then_some(columns))
+}
+
+/// Refuses an existing table that lacks a column or has one of another type.
+pub(crate) fn verify_existing(
+    name: &TableName,
+    table: &Table,
+    types: &[ColumnType],
+    existing: &[(String, String)],
+) -> Result<()> {
+    let mut cure = Cure::advice("change the table as the statements say, or set if_target_exists = \"replace\"");
+    let mut wrong = Vec::new();
+    for (column, kind) in table.columns.iter().zip(types) {
+        match existing.iter().find(|(other, _)| other.eq_ignore_ascii_case(&column.name)) {
+            None => {
+                wrong.push(format!("{} is missing", column.name));
+                cure = cure.sql(format!(
+                    "ALTER TABLE {} ADD COLUMN {} {}",
+                    qualified(name),
+                    quote(&column.name),
+                    kind.name
+                ));
+            }
+            Some((_, found)) if *found != kind.name => {
+                wrong.push(format!("{} is {found}, not {}", column.name, kind.name));
+                cure = cure.sql(format!(
+                    "ALTER TABLE {} ALTER COLUMN {} TYPE {}",
+                    qualified(name),
+                    quote(&column.name),
+                    kind.name
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let extra = existing.iter().filter(|(other, _)| !table.columns.iter().any(|column| column.name.eq_ignore_ascii_case(other)));
+    for (other, _) in extra {
+        wrong.push(format!("{other} is not in the source"));
+        cure = cure.sql(format!("ALTER TABLE {} DROP COLUMN {}", qualified(name), quote(other)));
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Error::table_broken(
+        SCHEMA_INCOMPATIBLE,
+        table.name.clone(),
+        format!("{name} in the DuckDB file has other columns: {}", wrong.join(", ")),
+    )
+    .with_cure(cure.run_as("you, in the DuckDB file")))
+}
