@@ -142,7 +142,7 @@ fn text(array: &dyn Array, row: usize) -> Result<Option<String>> {
     }
 }
 
-/// PostgreSQL source, `ryu_common.h` and `d2s.c`: shortest digits; an exponent of two digits at least, where the value is below 1e-4
+/// PostgreSQL source, `d2s.c`: shortest digits; an exponent of two digits at least, where the value is below 1e-4
 /// or has `whole_digits` digits or more before the point.
 fn float(value: f64, scientific: &str, whole_digits: i32) -> String {
     if value.is_nan() {

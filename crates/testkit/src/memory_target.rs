@@ -18,7 +18,7 @@ use pgferry_pipeline::{
 };
 use tokio::sync::Mutex;
 
-const BROKEN_PROMISE: Code = Code::new("pipeline.row_malformed");
+const BROKEN_PROMISE: Code = pgferry_pipeline::error::ROW_MALFORMED;
 
 type Key = Vec<Option<String>>;
 
@@ -45,25 +45,13 @@ pub enum Fault {
 }
 
 /// The target. Clones share the content.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct MemoryTarget {
     state: Arc<Mutex<State>>,
     slices: Arc<Mutex<Option<State>>>,
     epoch: Arc<Mutex<u64>>,
     faults: Arc<Mutex<VecDeque<(u64, Fault)>>>,
     applies: Arc<Mutex<u64>>,
-}
-
-impl Default for MemoryTarget {
-    fn default() -> Self {
-        MemoryTarget {
-            state: Arc::default(),
-            slices: Arc::default(),
-            epoch: Arc::default(),
-            faults: Arc::default(),
-            applies: Arc::default(),
-        }
-    }
 }
 
 impl MemoryTarget {
