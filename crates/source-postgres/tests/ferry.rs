@@ -41,6 +41,7 @@ fn config(database: &Database, mode: SyncMode) -> PostgresSourceConfig {
         workers: 3,
         spool_directory: None,
         spool_memory_bytes_max: 256 << 10,
+        spool_disk_bytes_max: u64::MAX,
     }
 }
 
