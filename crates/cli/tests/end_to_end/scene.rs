@@ -150,8 +150,10 @@ fn same_numbers(source: &str, target: &str) -> bool {
     };
     match (numbers(source), numbers(target)) {
         (Some(source), Some(target)) => {
-            source.len() == target.len()
-                && source.iter().zip(&target).all(|(one, two)| one == two || (*one as f32) == (*two as f32))
+            let same = |(one, two): (&f64, &f64)| {
+                one == two || (*one as f32) == (*two as f32) || (one.is_nan() && two.is_nan())
+            };
+            source.len() == target.len() && source.iter().zip(&target).all(same)
         }
         _ => false,
     }

@@ -43,6 +43,10 @@ fn does_not_fit(sql_type: &str, value: &str) -> bool {
     if sql_type.starts_with("timestamp") && !sql_type.ends_with("[]") {
         return !bare.contains("BC") && year.is_some_and(|year| year > 294_246);
     }
+    // Declared with two dimensions, or with more digits than a DECIMAL holds: carried as text.
+    if sql_type.ends_with("[][]") || sql_type.starts_with("numeric(1000") {
+        return false;
+    }
     if sql_type.ends_with("[]") {
         return bare.starts_with('[') || bare.contains("{{");
     }
