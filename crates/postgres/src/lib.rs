@@ -3,10 +3,12 @@
 mod catalog;
 mod config;
 pub mod error;
+mod explain;
 mod session;
 mod sql;
 
 pub use catalog::{CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables};
 pub use config::{ConnectionConfig, Secret};
+pub use error::{server_error, sqlstate};
 pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
 pub use sql::{quote_identifier, quote_literal};
