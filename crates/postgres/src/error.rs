@@ -146,7 +146,10 @@ mod tests {
         let outer = Error::task_broken(STATEMENT, "outer").with_origin(inner);
         assert_eq!(sqlstate(&outer), Some("55006"));
         assert_eq!(server_error(&outer).map(|found| found.severity.as_str()), Some("ERROR"));
-        assert_eq!(sqlstate(&Error::transient(UNREACHABLE, "x").with_origin(std::io::Error::other("y"))), None);
+        assert_eq!(
+            sqlstate(&Error::transient(UNREACHABLE, "x").with_origin(std::io::Error::other("y"))),
+            None
+        );
     }
 
     #[test]

@@ -143,7 +143,8 @@ fn authentication(failure: &ServerError, place: &Place) -> Error {
         )
     };
     let cure = if failure.sqlstate == "28P01" {
-        Cure::advice(format!("{advice}: \\password {user} in psql sends it without showing it")).run_as("superuser")
+        Cure::advice(format!("{advice}: \\password {user} in psql sends it without showing it"))
+            .run_as("superuser")
     } else {
         let literal = quote_literal(&place.user);
         Cure::advice(advice)
@@ -185,8 +186,9 @@ fn permission(failure: &ServerError, doing: &str, place: &Place, sql: &str) -> E
         _ => None,
     };
     let Some(schema) = schema else {
-        return error
-            .with_cure(Cure::advice(format!("grant role {user} what the cause names")).run_as("the object's owner"));
+        return error.with_cure(
+            Cure::advice(format!("grant role {user} what the cause names")).run_as("the object's owner"),
+        );
     };
     error.with_cure(
         Cure::advice("let the role read the schema's tables, those of later times too")
@@ -271,7 +273,9 @@ pub(crate) fn verify_version(text: &str) -> Result<(), Error> {
     match text[..digits].parse::<u32>() {
         Ok(major) if major < VERSION_MIN => {
             Err(Error::task_broken(VERSION, format!("the server is PostgreSQL {text}, too old"))
-                .with_cause(format!("logical replication with pgoutput exists from PostgreSQL {VERSION_MIN} on"))
+                .with_cause(format!(
+                    "logical replication with pgoutput exists from PostgreSQL {VERSION_MIN} on"
+                ))
                 .with_cure(Cure::advice(format!("upgrade the server to PostgreSQL {VERSION_MIN} or later"))))
         }
         _ => Ok(()),
