@@ -62,7 +62,15 @@ pub(crate) fn client(tls: &TlsConfig, mode: SslMode) -> Result<Client> {
             })?
         }
         (None, None) => config.with_no_client_auth(),
-        _ => return Err(setting("a client certificate and its key are given together, or neither")),
+        _ => {
+            return Err(setting("a client certificate and its key are given together, or neither")
+                .with_cause("the connection names one of ssl_cert and ssl_key only")
+                .with_cure(
+                    Cure::advice("name both, or none")
+                        .line("ssl_cert = \"client.crt\"")
+                        .line("ssl_key = \"client.key\""),
+                ));
+        }
     };
     Ok(Client { config: Arc::new(config) })
 }
@@ -229,7 +237,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         setting(format!("the file {} cannot be read", path.display())).with_origin(failure)
     };
     if fs::metadata(path).map_err(cannot)?.len() > FILE_BYTES_MAX {
-        return Err(setting(format!("the file {} is too large for a certificate or key", path.display())));
+        return Err(setting(format!("the file {} is too large for a certificate or key", path.display()))
+            .with_cause(format!("it has more than {FILE_BYTES_MAX} bytes")));
     }
     fs::read(path).map_err(cannot)
 }
@@ -254,14 +263,17 @@ fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'sta
     let text = read(path)?;
     if fs::metadata(path).is_ok_and(|metadata| others_may_read(&metadata)) {
         return Err(setting(format!("the key {shown} can be read by others"))
+            .with_cause("its mode gives rights to group or others; a key that others know proves nothing")
             .with_cure(Cure::advice("let its owner alone read it").line(format!("chmod 0600 {shown}"))));
     }
     let words = String::from_utf8_lossy(&text);
     if words.contains("Proc-Type: 4,ENCRYPTED") {
-        return Err(setting(format!("the key {shown} is encrypted in an old form")).with_cure(
-            Cure::advice("convert it to PKCS#8")
-                .line(format!("openssl pkcs8 -topk8 -in {shown} -out client.key")),
-        ));
+        return Err(setting(format!("the key {shown} is encrypted in an old form"))
+            .with_cause("it is encrypted as PEM (Proc-Type), which is weak; PKCS#8 is supported")
+            .with_cure(
+                Cure::advice("convert it to PKCS#8")
+                    .line(format!("openssl pkcs8 -topk8 -in {shown} -out client.key")),
+            ));
     }
     if words.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
         return decrypted(&words, password).map_err(|why| {

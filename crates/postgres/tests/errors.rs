@@ -1,7 +1,16 @@
 //! Each refusal of a server, provoked: code, class, and a cure that works when pasted.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
 mod server;
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use pgferry_model::Class;
@@ -212,6 +221,43 @@ async fn a_pooler_that_refuses_replication_is_named() {
     let error = refusal(&config, Purpose::Replication).await;
     assert_error(&error, POOLER, "does not pass replication");
     assert_eq!(error.class(), Class::TaskBroken);
+}
+
+/// The real one where it is installed; its words are also what the test above answers with.
+#[tokio::test]
+async fn pgbouncer_passes_statements_and_not_replication() {
+    let program = std::path::Path::new("/usr/sbin/pgbouncer");
+    if !program.exists() {
+        return;
+    }
+    let server = Server::shared(15).await.unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = folder.path().join("pgbouncer.ini");
+    let text = format!(
+        "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nauth_type = any\nunix_socket_dir =\n",
+        server.port()
+    );
+    std::fs::write(&settings, text).unwrap();
+    let mut running = tokio::process::Command::new(program)
+        .args(["-q", "-u", "postgres"])
+        .arg(&settings)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut config = config(&server, "postgres", None);
+    config.port = port;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while let Err(error) = connect(&config).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error} {:?}", error.cause());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_error(&refusal(&config, Purpose::Replication).await, POOLER, "does not pass replication");
+    running.kill().await.unwrap();
 }
 
 #[tokio::test]

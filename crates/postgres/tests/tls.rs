@@ -1,5 +1,7 @@
 //! Encryption against real servers: every mode with good and bad certificates, channel binding, client certificates and keys.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
 mod server;
 
 use std::fs;
