@@ -85,8 +85,8 @@ impl Client {
     ) -> Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|failure| setting(format!("{host:?} is no name that TLS knows")).with_origin(failure))?;
-        let connector = TlsConnector::from(Arc::clone(&self.config));
-        connector.connect(name, socket).await.map_err(|failure| {
+        let client = TlsConnector::from(Arc::clone(&self.config));
+        client.connect(name, socket).await.map_err(|failure| {
             explain(&failure, &format!("{host}:{port}")).unwrap_or_else(|| {
                 Error::transient(UNREACHABLE, format!("{host}:{port} ended the TLS handshake"))
                     .with_origin(failure)
@@ -327,6 +327,12 @@ pub(crate) fn explain(failure: &io::Error, server: &str) -> Option<Error> {
     Some(error.with_origin(failure.clone()))
 }
 
+/// `pg01` of `DnsName("pg01")`, as the TLS library writes a certificate's names.
+fn bare(name: &str) -> &str {
+    let inside = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inside.map_or(name, |inside| inside.trim_matches('"'))
+}
+
 fn certificate_error(why: &CertificateError, server: &str) -> Error {
     let error = |problem: String| Error::task_broken(TLS, problem);
     match why {
@@ -344,7 +350,7 @@ fn certificate_error(why: &CertificateError, server: &str) -> Error {
             let names = if presented.is_empty() {
                 "no name (its common name does not count)".to_owned()
             } else {
-                presented.join(", ")
+                presented.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", ")
             };
             error(format!("the certificate of {server} is for another name"))
                 .with_cause(format!("we connect to {}, and it names {names}", expected.to_str()))

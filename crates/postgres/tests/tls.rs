@@ -132,7 +132,7 @@ async fn bad_certificates_are_told_apart() {
     config.host = "localhost".into();
     let error = refusal(&config, Purpose::Query).await;
     assert_error(&error, TLS, "we connect to localhost");
-    assert_error(&error, TLS, "pg01.example");
+    assert_error(&error, TLS, "it names pg01.example");
     config.tls.mode = SslMode::VerifyCa;
     assert_eq!(ask(&config, USES_TLS).await, "t");
 
