@@ -20,7 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pgferry_model::{Cure, Error, Finding, Position, Progress, Result, SourceIdentity, Table, TableName};
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
-use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables};
+use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables, sqlstate};
 use tokio::sync::OnceCell;
 
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
@@ -110,8 +110,7 @@ impl PostgresSource {
                 quote_identifier(&replication.slot)
             );
             let Err(failure) = session.copy_both(&statement).await else { return Ok(session) };
-            let active = failure.cause().is_some_and(|cause| cause.contains("55006"));
-            if !active {
+            if sqlstate(&failure) != Some("55006") {
                 return Err(failure);
             }
             if tokio::time::Instant::now() >= deadline {

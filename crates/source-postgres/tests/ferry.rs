@@ -18,15 +18,7 @@ const MAJORS: [u32; 4] = [10, 13, 15, 18];
 
 fn config(database: &Database, mode: SyncMode) -> PostgresSourceConfig {
     PostgresSourceConfig {
-        connection: ConnectionConfig {
-            host: "127.0.0.1".into(),
-            port: database.server().port(),
-            database: database.name().into(),
-            user: "postgres".into(),
-            password: None,
-            connect_timeout: Duration::from_secs(10),
-            application_name: "pgferry".into(),
-        },
+        connection: ConnectionConfig::new("127.0.0.1", database.server().port(), database.name(), "postgres"),
         task: "test".into(),
         sync_mode: mode,
         include: vec!["*.*".into()],
@@ -63,7 +55,8 @@ async fn ferry(database: &Database, target: &MemoryTarget, mode: SyncMode) -> Re
     let task = TaskId::new("test");
     let monitor = Arc::new(Monitor::default());
     let running = run(&task, source, Arc::new(target.clone()), &settings, monitor, CancellationToken::new());
-    let end = tokio::time::timeout(Duration::from_secs(120), running).await.context("the run takes too long")??;
+    let end =
+        tokio::time::timeout(Duration::from_secs(120), running).await.context("the run takes too long")??;
     ensure!(end.set_aside.is_empty(), "tables were set aside: {:?}", end.set_aside);
     Ok(end)
 }
@@ -87,7 +80,8 @@ async fn assert_equal(database: &Database, target: &MemoryTarget, keyless: bool)
 }
 
 fn options(major: u32) -> Options {
-    let mut options = Options { narrow_tables: 4, large_rows: 2_000, wide_columns: 300, ..Options::default() };
+    let mut options =
+        Options { narrow_tables: 4, large_rows: 2_000, wide_columns: 300, ..Options::default() };
     if major == 10 {
         // PostgreSQL 10 does not send TRUNCATE.
         options.weights.retain(|operation, _| !format!("{operation:?}").contains("Truncate"));
@@ -161,9 +155,11 @@ async fn faults_of_the_target_lose_and_double_nothing() -> Result<()> {
     ferry(&database, &target, SyncMode::SnapshotCdc).await?;
     workload.run(&database.url(), Stop::Count(80), 2).await?;
     let reopened = target.reopened();
-    for (nth, fault) in
-        [(1, Fault::Before(Class::Transient)), (3, Fault::After(Class::Transient)), (4, Fault::Before(Class::Transient))]
-    {
+    for (nth, fault) in [
+        (1, Fault::Before(Class::Transient)),
+        (3, Fault::After(Class::Transient)),
+        (4, Fault::Before(Class::Transient)),
+    ] {
         reopened.fail(nth, fault).await;
     }
     ferry(&database, &reopened, SyncMode::SnapshotCdc).await?;

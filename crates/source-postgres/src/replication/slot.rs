@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pgferry_model::{Error, Position, Result};
 use pgferry_pipeline::failpoint;
-use pgferry_postgres::{Session, quote_identifier, quote_literal};
+use pgferry_postgres::{Session, quote_identifier, quote_literal, server_error, sqlstate};
 
 use crate::control::{PostgresControl, column, optional, position};
 use crate::error;
@@ -135,9 +135,8 @@ async fn say_blocked(control: &PostgresControl, pid: i32) {
 }
 
 fn explain_create(failure: Error, name: &str) -> Error {
-    let text = failure.cause().unwrap_or_default();
     let cure = pgferry_model::Cure::advice;
-    if text.contains("53400") {
+    if sqlstate(&failure) == Some("53400") {
         return Error::task_broken(error::SLOTS_EXHAUSTED, "every replication slot of the server is used")
             .with_cure(
                 cure("drop a slot that nobody needs (pgferry slot list shows them), or allow more")
@@ -147,7 +146,7 @@ fn explain_create(failure: Error, name: &str) -> Error {
             )
             .with_origin(failure);
     }
-    if text.contains("wal_level") {
+    if server_error(&failure).is_some_and(|server| server.message.contains("wal_level")) {
         return Error::task_broken(error::WAL_LEVEL, "logical decoding is off: wal_level is not logical")
             .with_cure(
                 cure("turn it on and restart the server; on Amazon RDS set rds.logical_replication = 1 in the parameter group")
