@@ -159,7 +159,8 @@ pub(crate) fn identify(connection: &Connection, task: &TaskId, source: &SourceId
     Ok(())
 }
 
-/// Notes a table that the task has made or taken over.
+/// Notes a table that the task has made or taken over, in place of what was noted of it. An empty target name: it has not; the
+/// table in the file, if any, is somebody else's.
 pub(crate) fn add_table(
     connection: &Connection,
     task: &TaskId,
@@ -167,6 +168,12 @@ pub(crate) fn add_table(
     target: &TableName,
     rows_kept: bool,
 ) -> Result<()> {
+    connection
+        .execute(
+            "DELETE FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*source.schema, &*source.name],
+        )
+        .map_err(storing)?;
     connection
         .execute(
             "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_kept, state) \
@@ -205,7 +212,7 @@ pub(crate) fn set_state(
         )
         .map_err(storing)?;
     if stored == 0 {
-        add_table(connection, task, table, table, false)?;
+        add_table(connection, task, table, &TableName::new("", ""), false)?;
         return set_state(connection, task, table, state, cut);
     }
     Ok(())
@@ -271,10 +278,12 @@ pub(crate) fn waits(connection: &Connection, task: &TaskId, table: &TableName) -
     Ok(count > 0)
 }
 
-/// Whether the table holds rows from before the task; `None`: the task does not know the table.
+/// Whether the table holds rows from before the task; `None`: the task has neither made nor taken
+/// over the table.
 pub(crate) fn rows_kept(connection: &Connection, task: &TaskId, table: &TableName) -> Result<Option<bool>> {
     let found = connection.query_row(
-        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ? \
+         AND target_table <> ''",
         params![task.as_str(), &*table.schema, &*table.name],
         |row| row.get(0),
     );

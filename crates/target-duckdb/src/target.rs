@@ -229,7 +229,9 @@ fn table_gone(table: &Table, name: &str) -> Error {
 
 fn begin_copy(connection: &Connection, task: &TaskId, config: &DuckdbConfig, table: &Table, mark: CopyMark) -> Result<()> {
     let name = target_name(config, table);
-    let kept = progress::rows_kept(connection, task, &table.name)?.unwrap_or(false);
+    // A table that the task has not taken over is somebody else's: not one row of it is deleted.
+    let kept =
+        progress::rows_kept(connection, task, &table.name)?.ok_or_else(|| table_exists(table, &name.to_string()))?;
     let unfinished = progress::forget_chunks(connection, task, &table.name)?;
     if kept && unfinished {
         return Err(Error::table_broken(
