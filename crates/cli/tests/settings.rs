@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pgferry_task::registry;
+use pgferry_task::spec::read_file;
 use pgferry_testkit::{Database, Server};
 use serde_json::Value;
 
@@ -51,12 +53,42 @@ async fn what_to_do_with_an_existing_table_is_said_per_table() {
     let folder = tempfile::tempdir().unwrap();
     let more = "sync_mode = \"snapshot_cdc\"\ninclude = [\"public.*\"]\n\
                 [[tasks.second.tables]]\nsource = \"public.b\"\nif_target_exists = \"replace\"";
-    let _database = scene(more, folder.path()).await;
+    let database = scene(more, folder.path()).await;
     run(folder.path(), "first", 0);
+    database.execute("INSERT INTO a VALUES (11)").await.unwrap();
     let told = run(folder.path(), "second", 5);
     assert_eq!(told["set_aside"].as_array().unwrap().len(), 1, "{told}");
     assert_eq!((&told["set_aside"][0]["table"], &told["set_aside"][0]["code"]), (&"public.a".into(), &"target.table_exists".into()));
     assert_eq!(told["rows_copied"], 10);
+    // Not one row of the table that is not ours is touched; a resync alone does not change that.
+    assert_eq!(rows_of_a(folder.path()).await, 10);
+    resync_a(folder.path());
+    run(folder.path(), "second", 5);
+    assert_eq!(rows_of_a(folder.path()).await, 10);
+
+    let file = folder.path().join("task.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}[[tasks.second.tables]]\nsource = \"public.a\"\nif_target_exists = \"replace\"\n")).unwrap();
+    resync_a(folder.path());
+    run(folder.path(), "second", 0);
+    assert_eq!(rows_of_a(folder.path()).await, 11);
+}
+
+fn resync_a(folder: &Path) {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin("pgferry"));
+    let arguments = ["resync", "task.toml", "--task", "second", "--table", "a", "--yes"];
+    let output = command.current_dir(folder).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn rows_of_a(folder: &Path) -> u64 {
+    let spec = read_file(&folder.join("task.toml")).unwrap();
+    let task = spec.task("second").unwrap();
+    let tables = registry::source(&spec, task).unwrap().tables().await.unwrap();
+    let target = registry::target(&spec, task).await.unwrap();
+    let rows = target.inspect().count(tables.iter().find(|table| &*table.name.name == "a").unwrap()).await.unwrap();
+    target.close().await.unwrap();
+    rows
 }
 
 #[tokio::test(flavor = "multi_thread")]
