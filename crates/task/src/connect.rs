@@ -53,7 +53,7 @@ fn from_url(url: &str, connection: &PostgresConnection, application_name: String
         let problem = format!("connections.{}.url is no PostgreSQL URL that can be used", connection.name);
         let mut error = Error::task_broken(failure.code(), problem);
         if let Some(cause) = failure.cause() {
-            error = error.with_cause(cause.to_owned());
+            error = error.with_cause(cause);
         }
         match failure.cure() {
             Some(cure) => error.with_cure(cure.clone()),

@@ -45,25 +45,13 @@ pub enum Fault {
 }
 
 /// The target. Clones share the content.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct MemoryTarget {
     state: Arc<Mutex<State>>,
     slices: Arc<Mutex<Option<State>>>,
     epoch: Arc<Mutex<u64>>,
     faults: Arc<Mutex<VecDeque<(u64, Fault)>>>,
     applies: Arc<Mutex<u64>>,
-}
-
-impl Default for MemoryTarget {
-    fn default() -> Self {
-        MemoryTarget {
-            state: Arc::default(),
-            slices: Arc::default(),
-            epoch: Arc::default(),
-            faults: Arc::default(),
-            applies: Arc::default(),
-        }
-    }
 }
 
 impl MemoryTarget {
