@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, BinaryBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
-    Float64Array, Int16Array, Int32Array, Int64Array, ListArray, PrimitiveArray, StringBuilder, Time64MicrosecondArray,
-    TimestampMicrosecondArray, UInt32Array,
+    ArrayRef, BinaryBuilder, BooleanBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray,
+    Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray, PrimitiveArray, StringBuilder,
+    Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, DataType as ArrowType, Field, TimeUnit};
@@ -92,7 +92,8 @@ impl Encoding {
     pub fn field(&self, name: &str) -> Field {
         let field = Field::new(name, self.arrow_type(), true);
         if *self == Encoding::Uuid {
-            return field.with_metadata([("ARROW:extension:name".to_owned(), "arrow.uuid".to_owned())].into());
+            return field
+                .with_metadata([("ARROW:extension:name".to_owned(), "arrow.uuid".to_owned())].into());
         }
         field
     }
@@ -100,7 +101,12 @@ impl Encoding {
 
 /// Encodes a column of the tuples whose first cells are at `tuples` (see [`Batch::tuple`]). An unchanged cell becomes NULL: the caller
 /// keeps note of which they are.
-pub fn encode_column(batch: &Batch, tuples: &[u32], column: usize, encoding: &Encoding) -> Result<ArrayRef, Unfit> {
+pub fn encode_column(
+    batch: &Batch,
+    tuples: &[u32],
+    column: usize,
+    encoding: &Encoding,
+) -> Result<ArrayRef, Unfit> {
     let cells = tuples.iter().map(|&first| batch.tuple(first).map_or(Cell::Null, |row| row.cell(column)));
     encode_cells(cells, tuples.len(), encoding)
 }
@@ -129,14 +135,18 @@ pub(crate) fn encode_cells<'a>(
             CellFormat::Text => number::integer(bytes),
             CellFormat::Binary => fixed(bytes).map(u32::from_be_bytes),
         })?),
-        Encoding::Float32 => Arc::new(primitive::<Float32Array, _>(cells, count, |form, bytes| match form {
-            CellFormat::Text => number::float(bytes),
-            CellFormat::Binary => fixed(bytes).map(f32::from_be_bytes),
-        })?),
-        Encoding::Float64 => Arc::new(primitive::<Float64Array, _>(cells, count, |form, bytes| match form {
-            CellFormat::Text => number::float(bytes),
-            CellFormat::Binary => fixed(bytes).map(f64::from_be_bytes),
-        })?),
+        Encoding::Float32 => {
+            Arc::new(primitive::<Float32Array, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => number::float(bytes),
+                CellFormat::Binary => fixed(bytes).map(f32::from_be_bytes),
+            })?)
+        }
+        Encoding::Float64 => {
+            Arc::new(primitive::<Float64Array, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => number::float(bytes),
+                CellFormat::Binary => fixed(bytes).map(f64::from_be_bytes),
+            })?)
+        }
         &Encoding::Decimal { precision, scale } => {
             let array = primitive::<Decimal128Array, _>(cells, count, |form, bytes| match form {
                 CellFormat::Text => number::decimal_from_text(bytes, precision, scale),
@@ -151,10 +161,12 @@ pub(crate) fn encode_cells<'a>(
             CellFormat::Text => time::date_from_text(bytes),
             CellFormat::Binary => time::date_from_binary(bytes),
         })?),
-        Encoding::Time => Arc::new(primitive::<Time64MicrosecondArray, _>(cells, count, |form, bytes| match form {
-            CellFormat::Text => time::time_from_text(bytes),
-            CellFormat::Binary => time::time_from_binary(bytes),
-        })?),
+        Encoding::Time => {
+            Arc::new(primitive::<Time64MicrosecondArray, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => time::time_from_text(bytes),
+                CellFormat::Binary => time::time_from_binary(bytes),
+            })?)
+        }
         Encoding::Timestamp | Encoding::TimestampTz => {
             let array = primitive::<TimestampMicrosecondArray, _>(cells, count, |form, bytes| match form {
                 CellFormat::Text => time::timestamp_from_text(bytes),
@@ -241,7 +253,9 @@ fn texts<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize, jsonb: bool) -
                 builder.append_null();
                 continue;
             }
-            Cell::Binary(bytes) if jsonb => bytes.strip_prefix(&[1]).ok_or(unfit("has an unknown jsonb version"))?,
+            Cell::Binary(bytes) if jsonb => {
+                bytes.strip_prefix(&[1]).ok_or(unfit("has an unknown jsonb version"))?
+            }
             Cell::Text(bytes) | Cell::Binary(bytes) => bytes,
         };
         builder.append_value(simdutf8::basic::from_utf8(bytes).map_err(|_| unfit("is not valid UTF-8"))?);
@@ -301,7 +315,11 @@ fn uuids<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<Arra
     Ok(Arc::new(array.map_err(|_| unfit("is malformed"))?))
 }
 
-fn lists<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize, element: &Encoding) -> Result<ArrayRef, Unfit> {
+fn lists<'a>(
+    cells: impl Iterator<Item = Cell<'a>>,
+    count: usize,
+    element: &Encoding,
+) -> Result<ArrayRef, Unfit> {
     let mut elements = Elements::default();
     let mut offsets: Vec<i32> = Vec::with_capacity(count + 1);
     let mut valid = Vec::with_capacity(count);

@@ -94,7 +94,8 @@ impl Elements {
 
     pub(crate) fn take_binary(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         let word = |at: usize| -> Result<i32, &'static str> {
-            let four: [u8; 4] = bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).ok_or(MALFORMED)?;
+            let four: [u8; 4] =
+                bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).ok_or(MALFORMED)?;
             Ok(i32::from_be_bytes(four))
         };
         match word(0)? {
@@ -131,10 +132,13 @@ mod tests {
         let mut elements = Elements::default();
         elements.take_text(array.as_bytes())?;
         let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
-        Ok(elements.cells().map(|cell| match cell {
-            Cell::Text(bytes) | Cell::Binary(bytes) => text(bytes),
-            Cell::Null | Cell::Unchanged => None,
-        }).collect())
+        Ok(elements
+            .cells()
+            .map(|cell| match cell {
+                Cell::Text(bytes) | Cell::Binary(bytes) => text(bytes),
+                Cell::Null | Cell::Unchanged => None,
+            })
+            .collect())
     }
 
     #[test]
@@ -142,7 +146,10 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(text("{}"), Ok(vec![]));
         assert_eq!(text("{1,NULL,\"NULL\",\"\"}"), Ok(vec![some("1"), None, some("NULL"), some("")]));
-        assert_eq!(text(r#"{"a,b","c\"d","e\\f","{}"}"#), Ok(vec![some("a,b"), some("c\"d"), some("e\\f"), some("{}")]));
+        assert_eq!(
+            text(r#"{"a,b","c\"d","e\\f","{}"}"#),
+            Ok(vec![some("a,b"), some("c\"d"), some("e\\f"), some("{}")])
+        );
         assert_eq!(text("{{1},{2}}"), Err(NOT_FLAT));
         assert!(text("[0:1]={1,2}").is_err());
         for malformed in ["", "{", "{1", "{\"a}", "{1,}", "{\"a\"b}"] {

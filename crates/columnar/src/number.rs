@@ -32,7 +32,10 @@ pub(crate) fn decimal_from_text(text: &[u8], precision: u8, scale: i8) -> Result
                     Some(places) => *places += 1,
                     None => {}
                 }
-                value = value.checked_mul(10).and_then(|value| value.checked_add(digit)).ok_or("has too many digits")?;
+                value = value
+                    .checked_mul(10)
+                    .and_then(|value| value.checked_add(digit))
+                    .ok_or("has too many digits")?;
             }
             b'.' if fraction.is_none() => fraction = Some(0),
             _ => return Err(special(text)),
@@ -57,7 +60,9 @@ fn special(text: &[u8]) -> &'static str {
 /// See [`decimal_from_text`].
 pub(crate) fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
     let word = |at: usize| bytes.get(at..at + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
-    let (Some(count), Some(weight), Some(sign)) = (word(0), word(2), word(4)) else { return Err("is malformed") };
+    let (Some(count), Some(weight), Some(sign)) = (word(0), word(2), word(4)) else {
+        return Err("is malformed");
+    };
     if sign != NUMERIC_POSITIVE && sign != NUMERIC_NEGATIVE {
         return Err(if sign == 0xC000 { "is NaN" } else { "is infinite" });
     }
@@ -69,7 +74,11 @@ pub(crate) fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Res
         let digit = i128::from(word(8 + usize::from(index) * 2).ok_or("is malformed")?);
         // A scale that is no multiple of four cuts through the last digit: only its leading part is taken, the rest must be zero. Taking
         // all of it first would overflow on 38 digits.
-        let cut = if index + 1 == count && exponent < 0 { exponent.unsigned_abs().min(BASE_DIGITS as u32) } else { 0 };
+        let cut = if index + 1 == count && exponent < 0 {
+            exponent.unsigned_abs().min(BASE_DIGITS as u32)
+        } else {
+            0
+        };
         let divisor = 10i128.pow(cut);
         if digit % divisor != 0 {
             return Err("has more fractional digits than the column's scale");
@@ -92,8 +101,13 @@ fn shift(value: i128, places: i32) -> Result<i128, &'static str> {
     if places >= 0 {
         value.checked_mul(power(places.unsigned_abs())?).ok_or("has too many digits")
     } else {
-        let divisor = power(places.unsigned_abs()).map_err(|_| "has more fractional digits than the column's scale")?;
-        if value % divisor == 0 { Ok(value / divisor) } else { Err("has more fractional digits than the column's scale") }
+        let divisor =
+            power(places.unsigned_abs()).map_err(|_| "has more fractional digits than the column's scale")?;
+        if value % divisor == 0 {
+            Ok(value / divisor)
+        } else {
+            Err("has more fractional digits than the column's scale")
+        }
     }
 }
 
@@ -129,9 +143,12 @@ mod tests {
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let whole = format!("{whole:0>width$}", width = whole.len().div_ceil(4) * 4);
         let padded = format!("{fraction:0<width$}", width = fraction.len().div_ceil(4) * 4);
-        let groups = |text: &str| text.as_bytes().chunks(4).map(|group| {
-            std::str::from_utf8(group).expect("digits").parse::<u16>().expect("a group")
-        }).collect::<Vec<u16>>();
+        let groups = |text: &str| {
+            text.as_bytes()
+                .chunks(4)
+                .map(|group| std::str::from_utf8(group).expect("digits").parse::<u16>().expect("a group"))
+                .collect::<Vec<u16>>()
+        };
         let (mut list, mut weight) = (groups(&whole), whole.len() as i16 / 4 - 1);
         list.extend(groups(&padded));
         while list.first() == Some(&0) {

@@ -16,12 +16,15 @@ pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec
     };
     let mut findings = vec![Finding::passed("target.file", file, "opened for writing")];
     let known = connection
-        .query_row("SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'pgferry'", [], |row| row.get::<_, i64>(0))
+        .query_row("SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'pgferry'", [], |row| {
+            row.get::<_, i64>(0)
+        })
         .is_ok_and(|count| count > 0);
     for plan in plans {
         let subject = plan.table.name.to_string();
         findings.extend(mapping(target, plan, &subject));
-        let (name, types) = (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
+        let (name, types) =
+            (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
         match existing(&connection, &name)? {
             None => findings.push(Finding::passed("target.table", subject, format!("{name} will be made"))),
             Some(columns) => match verify_existing(&name, &plan.table, &types, &columns) {
@@ -34,7 +37,11 @@ pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec
                 _ => findings.push(Finding {
                     outcome: Outcome::Failed,
                     code: Some(TABLE_EXISTS),
-                    ..Finding::passed("target.table", subject, format!("{name} is there already, and this task did not make it"))
+                    ..Finding::passed(
+                        "target.table",
+                        subject,
+                        format!("{name} is there already, and this task did not make it"),
+                    )
                 }),
             },
         }
@@ -53,7 +60,11 @@ fn mapping(target: &DuckdbTarget, plan: &TablePlan, subject: &str) -> Vec<Findin
                 .map(|column| format!("{} {} ({})", column.column, column.target_type, column.note))
                 .collect();
             if guarded.is_empty() {
-                return vec![Finding::passed("target.mapping", subject, format!("{} columns, every value fits", columns.len()))];
+                return vec![Finding::passed(
+                    "target.mapping",
+                    subject,
+                    format!("{} columns, every value fits", columns.len()),
+                )];
             }
             vec![Finding {
                 outcome: Outcome::Passed,

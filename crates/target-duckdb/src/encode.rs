@@ -39,7 +39,13 @@ impl Encoder {
         self.columns(batch, tuples, &batch.table().key, &self.key_schema)
     }
 
-    fn columns(&self, batch: &Batch, tuples: &[u32], columns: &[usize], schema: &SchemaRef) -> Result<RecordBatch> {
+    fn columns(
+        &self,
+        batch: &Batch,
+        tuples: &[u32],
+        columns: &[usize],
+        schema: &SchemaRef,
+    ) -> Result<RecordBatch> {
         let table = batch.table();
         let mut arrays = Vec::with_capacity(columns.len());
         for &column in columns {
@@ -49,8 +55,12 @@ impl Encoder {
             arrays.push(array);
         }
         RecordBatch::try_new(Arc::clone(schema), arrays).map_err(|failure| {
-            Error::table_broken(STATEMENT, table.name.clone(), format!("rows of {} do not make a batch", table.name))
-                .with_origin(failure)
+            Error::table_broken(
+                STATEMENT,
+                table.name.clone(),
+                format!("rows of {} do not make a batch", table.name),
+            )
+            .with_origin(failure)
         })
     }
 }

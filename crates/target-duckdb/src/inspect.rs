@@ -6,7 +6,9 @@ use arrow::array::{
     Array, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, ListArray,
     RecordBatch, StringArray, Time64MicrosecondArray, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{DataType as ArrowType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, UInt32Type};
+use arrow::datatypes::{
+    DataType as ArrowType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, UInt32Type,
+};
 use async_trait::async_trait;
 use pgferry_model::{Error, Result, Table};
 use pgferry_pipeline::error::WORKER_LOST;
@@ -39,8 +41,11 @@ impl Inspect for DuckdbTarget {
     ) -> Result<()> {
         let columns: Vec<String> = table.columns.iter().map(|column| quote(&column.name)).collect();
         let tail = limit.map(|limit| format!(" LIMIT {limit}")).unwrap_or_default();
-        let statement =
-            format!("SELECT {} FROM {}{tail}", columns.join(", "), qualified(&target_name(&self.config, table)));
+        let statement = format!(
+            "SELECT {} FROM {}{tail}",
+            columns.join(", "),
+            qualified(&target_name(&self.config, table))
+        );
         let order: Vec<usize> =
             if table.key.is_empty() { (0..table.columns.len()).collect() } else { table.key.clone() };
         let connection = self.reading()?;
@@ -65,7 +70,11 @@ fn read_sorted(connection: &duckdb::Connection, statement: &str, order: &[usize]
     }
     let rank = |row: &TextRow, at: usize| (row[at].is_none(), row[at].clone());
     rows.sort_by(|left, right| {
-        order.iter().map(|&at| rank(left, at).cmp(&rank(right, at))).find(|found| found.is_ne()).unwrap_or(std::cmp::Ordering::Equal)
+        order
+            .iter()
+            .map(|&at| rank(left, at).cmp(&rank(right, at)))
+            .find(|found| found.is_ne())
+            .unwrap_or(std::cmp::Ordering::Equal)
     });
     Ok(rows)
 }
@@ -88,9 +97,9 @@ fn text(array: &dyn Array, row: usize) -> Result<Option<String>> {
     }
     let any = array.as_any();
     let found = match array.data_type() {
-        ArrowType::Boolean => {
-            any.downcast_ref::<BooleanArray>().map(|array| if array.value(row) { "t" } else { "f" }.to_owned())
-        }
+        ArrowType::Boolean => any
+            .downcast_ref::<BooleanArray>()
+            .map(|array| if array.value(row) { "t" } else { "f" }.to_owned()),
         ArrowType::Int16 => Some(array.as_primitive::<Int16Type>().value(row).to_string()),
         ArrowType::Int32 => Some(array.as_primitive::<Int32Type>().value(row).to_string()),
         ArrowType::Int64 => Some(array.as_primitive::<Int64Type>().value(row).to_string()),
@@ -133,7 +142,7 @@ fn text(array: &dyn Array, row: usize) -> Result<Option<String>> {
     }
 }
 
-/// PostgreSQL source, `ryu_common.h` and `d2s.c`: shortest digits; an exponent of two digits at least, where the value is below 1e-4
+/// PostgreSQL source, `d2s.c`: shortest digits; an exponent of two digits at least, where the value is below 1e-4
 /// or has `whole_digits` digits or more before the point.
 fn float(value: f64, scientific: &str, whole_digits: i32) -> String {
     if value.is_nan() {
@@ -238,7 +247,11 @@ fn list(elements: &dyn Array) -> Result<String> {
         parts.push(match text(elements, row)? {
             None => "NULL".to_owned(),
             Some(text) => {
-                let special = |character: char| matches!(character, '{' | '}' | ',' | '"' | '\\') || character.is_ascii_whitespace() || character == '\x0b';
+                let special = |character: char| {
+                    matches!(character, '{' | '}' | ',' | '"' | '\\')
+                        || character.is_ascii_whitespace()
+                        || character == '\x0b'
+                };
                 if text.is_empty() || text.eq_ignore_ascii_case("null") || text.contains(special) {
                     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
                 } else {
@@ -258,14 +271,26 @@ mod tests {
     fn floats_are_written_as_postgresql_writes_them() {
         let double = |value: f64| float(value, &format!("{value:e}"), 15);
         for (value, text) in [
-            (0.0, "0"), (-0.0, "-0"), (1.0, "1"), (0.1, "0.1"), (123456.75, "123456.75"), (1e15, "1e+15"),
-            (999999999999999.0, "999999999999999"), (0.0001, "0.0001"), (0.00001, "1e-05"), (1.5e300, "1.5e+300"),
-            (-2.5e-7, "-2.5e-07"), (f64::MAX, "1.7976931348623157e+308"),
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.0, "1"),
+            (0.1, "0.1"),
+            (123456.75, "123456.75"),
+            (1e15, "1e+15"),
+            (999999999999999.0, "999999999999999"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.5e300, "1.5e+300"),
+            (-2.5e-7, "-2.5e-07"),
+            (f64::MAX, "1.7976931348623157e+308"),
         ] {
             assert_eq!(double(value), text);
         }
         let single = |value: f32| float(f64::from(value), &format!("{value:e}"), 6);
-        assert_eq!((single(1e6), single(123456.0), single(0.1)), ("1e+06".into(), "123456".into(), "0.1".into()));
+        assert_eq!(
+            (single(1e6), single(123456.0), single(0.1)),
+            ("1e+06".into(), "123456".into(), "0.1".into())
+        );
     }
 
     #[test]
@@ -275,7 +300,10 @@ mod tests {
         assert_eq!(timestamp(-500_000, true), "1969-12-31 23:59:59.5+00");
         assert_eq!(timestamp(-719_163 * DAY_US, true), "0001-12-31 00:00:00+00 BC");
         assert_eq!(time(DAY_US), "24:00:00");
-        assert_eq!((decimal(-5, 2), decimal(1200, 0), decimal(0, 3)), ("-0.05".into(), "1200".into(), "0.000".into()));
+        assert_eq!(
+            (decimal(-5, 2), decimal(1200, 0), decimal(0, 3)),
+            ("-0.05".into(), "1200".into(), "0.000".into())
+        );
         assert_eq!(hex(&[0, 255]), "\\x00ff");
     }
 }

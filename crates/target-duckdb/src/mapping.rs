@@ -42,11 +42,7 @@ impl ColumnType {
             // These types' binary form is their text, but for jsonb's version byte.
             (
                 Encoding::Utf8 | Encoding::JsonbText,
-                TypeKind::Text
-                | TypeKind::FixedText
-                | TypeKind::Json
-                | TypeKind::Jsonb
-                | TypeKind::Enum,
+                TypeKind::Text | TypeKind::FixedText | TypeKind::Json | TypeKind::Jsonb | TypeKind::Enum,
             ) => CellFormat::Binary,
             (Encoding::Utf8 | Encoding::JsonbText, _) => CellFormat::Text,
             _ => CellFormat::Binary,
@@ -58,13 +54,22 @@ impl ColumnType {
 pub fn map_type(data_type: &DataType, choice: Option<&str>) -> ColumnType {
     match choice.map(str::trim) {
         Some(choice) if choice.eq_ignore_ascii_case("string") || choice.eq_ignore_ascii_case("varchar") => {
-            let encoding = if data_type.kind == TypeKind::Jsonb { Encoding::JsonbText } else { Encoding::Utf8 };
+            let encoding =
+                if data_type.kind == TypeKind::Jsonb { Encoding::JsonbText } else { Encoding::Utf8 };
             ColumnType { encoding, ..ColumnType::text("as the task file says") }
         }
-        Some(choice) => decimal_choice(choice).filter(|_| matches!(data_type.kind, TypeKind::Numeric { .. })).map_or_else(
-            || by_kind(data_type),
-            |(precision, scale)| decimal(precision, scale, "as the task file says; NaN, infinity and more digits do not fit"),
-        ),
+        Some(choice) => {
+            decimal_choice(choice).filter(|_| matches!(data_type.kind, TypeKind::Numeric { .. })).map_or_else(
+                || by_kind(data_type),
+                |(precision, scale)| {
+                    decimal(
+                        precision,
+                        scale,
+                        "as the task file says; NaN, infinity and more digits do not fit",
+                    )
+                },
+            )
+        }
         None => by_kind(data_type),
     }
 }
@@ -73,7 +78,10 @@ fn decimal_choice(choice: &str) -> Option<(u8, i8)> {
     let inner = choice.to_ascii_lowercase();
     let (precision, scale) = inner.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
     let (precision, scale): (u8, i8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
-    (1..=38).contains(&precision).then_some((precision, scale)).filter(|&(precision, scale)| scale >= 0 && scale as u8 <= precision)
+    (1..=38)
+        .contains(&precision)
+        .then_some((precision, scale))
+        .filter(|&(precision, scale)| scale >= 0 && scale as u8 <= precision)
 }
 
 fn decimal(precision: u8, scale: i8, note: &'static str) -> ColumnType {
@@ -107,7 +115,10 @@ fn by_kind(data_type: &DataType) -> ColumnType {
         }
         TypeKind::Uuid => ColumnType::exact("UUID", Encoding::Uuid),
         TypeKind::Json => ColumnType::text("the text as it was stored"),
-        TypeKind::Jsonb => ColumnType { encoding: Encoding::JsonbText, ..ColumnType::text("PostgreSQL's own text of the document") },
+        TypeKind::Jsonb => ColumnType {
+            encoding: Encoding::JsonbText,
+            ..ColumnType::text("PostgreSQL's own text of the document")
+        },
         TypeKind::Array(element, dimensions) => array(element, *dimensions),
         TypeKind::SingleByte
         | TypeKind::TimeTz
@@ -185,7 +196,8 @@ mod tests {
 
     #[test]
     fn the_user_chooses_text_or_a_decimal() {
-        let choice = |choice| map_type(&of(TypeKind::Numeric { precision_and_scale: None }), Some(choice)).name;
+        let choice =
+            |choice| map_type(&of(TypeKind::Numeric { precision_and_scale: None }), Some(choice)).name;
         assert_eq!(choice("string"), "VARCHAR");
         assert_eq!(choice("decimal(30, 4)"), "DECIMAL(30,4)");
         assert_eq!(choice("decimal(40,4)"), "VARCHAR");

@@ -9,7 +9,9 @@
 //! Invariants: a delivery's commit updates the task's row only where the epoch is its own; the position never moves back.
 
 use duckdb::{Connection, params};
-use pgferry_model::{Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId};
+use pgferry_model::{
+    Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId,
+};
 
 use crate::error::{STATEMENT, fenced, refused};
 
@@ -40,7 +42,10 @@ fn storing(failure: duckdb::Error) -> Error {
 pub(crate) fn open(connection: &Connection, task: &TaskId) -> Result<Progress> {
     connection.execute_batch(CREATE).map_err(storing)?;
     let raised = connection
-        .execute("UPDATE pgferry.task SET epoch = epoch + 1, updated_at = now()::TIMESTAMP WHERE task = ?", [task.as_str()])
+        .execute(
+            "UPDATE pgferry.task SET epoch = epoch + 1, updated_at = now()::TIMESTAMP WHERE task = ?",
+            [task.as_str()],
+        )
         .map_err(storing)?;
     if raised == 0 {
         connection
@@ -67,7 +72,10 @@ pub(crate) fn read(connection: &Connection, task: &TaskId) -> Result<Progress> {
         .map_err(asking)?;
     let (format, epoch, position, system_id, timeline, database, slot) = row;
     if format > FORMAT {
-        return Err(Error::task_broken(STATEMENT, "the file was written by a newer pgferry; use that version"));
+        return Err(Error::task_broken(
+            STATEMENT,
+            "the file was written by a newer pgferry; use that version",
+        ));
     }
     let source = system_id.map(|system_id| SourceIdentity {
         system_id,
@@ -118,15 +126,16 @@ fn state_of(word: &str, code: Option<String>, problem: Option<String>) -> TableS
         "catching_up" => TableState::CatchingUp,
         "live" => TableState::Live,
         "paused" => TableState::Paused,
-        "broken" => TableState::Broken { code: code.unwrap_or_default(), problem: problem.unwrap_or_default() },
+        "broken" => {
+            TableState::Broken { code: code.unwrap_or_default(), problem: problem.unwrap_or_default() }
+        }
         _ => TableState::Waiting,
     }
 }
 
 fn parse(text: &str) -> Result<Position> {
-    text.parse().map_err(|wrong| {
-        Error::task_broken(STATEMENT, "the stored position is damaged").with_origin(wrong)
-    })
+    text.parse()
+        .map_err(|wrong| Error::task_broken(STATEMENT, "the stored position is damaged").with_origin(wrong))
 }
 
 /// Refuses when the epoch is another's. Reads only: commits that store no position use it.
@@ -138,7 +147,12 @@ pub(crate) fn verify_epoch(connection: &Connection, task: &TaskId, epoch: u64) -
 }
 
 /// Moves the position; conflicts with every other commit that does, and with a raised epoch.
-pub(crate) fn move_position(connection: &Connection, task: &TaskId, epoch: u64, position: Position) -> Result<()> {
+pub(crate) fn move_position(
+    connection: &Connection,
+    task: &TaskId,
+    epoch: u64,
+    position: Position,
+) -> Result<()> {
     let moved = connection
         .execute(
             "UPDATE pgferry.task SET position = ?, updated_at = now()::TIMESTAMP WHERE task = ? AND epoch = ?",
@@ -295,7 +309,12 @@ pub(crate) fn rows_kept(connection: &Connection, task: &TaskId, table: &TableNam
 }
 
 /// Whether a chunk is loaded.
-pub(crate) fn chunk_done(connection: &Connection, task: &TaskId, table: &TableName, number: u32) -> Result<bool> {
+pub(crate) fn chunk_done(
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
+    number: u32,
+) -> Result<bool> {
     let count: i64 = connection
         .query_row(
             "SELECT count(*) FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ? AND number = ?",

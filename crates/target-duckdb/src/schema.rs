@@ -64,9 +64,14 @@ pub(crate) fn verify_names(table: &Table) -> Result<()> {
             return Err(Error::table_broken(
                 NAME_COLLISION,
                 table.name.clone(),
-                format!("columns {other} and {} of {} are one name to DuckDB, which ignores case", column.name, table.name),
+                format!(
+                    "columns {other} and {} of {} are one name to DuckDB, which ignores case",
+                    column.name, table.name
+                ),
             )
-            .with_cure(Cure::advice("leave one of them out: exclude_columns in the table's entry of the task file")));
+            .with_cure(Cure::advice(
+                "leave one of them out: exclude_columns in the table's entry of the task file",
+            )));
         }
     }
     Ok(())
@@ -83,7 +88,9 @@ pub(crate) fn existing(connection: &Connection, name: &TableName) -> Result<Opti
         )
         .map_err(asking)?;
     let rows = statement
-        .query_map([&*name.schema, &*name.name], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+        .query_map([&*name.schema, &*name.name], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })
         .map_err(asking)?;
     let columns = rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)?;
     Ok((!columns.is_empty()).then_some(columns))
@@ -96,7 +103,8 @@ pub(crate) fn verify_existing(
     types: &[ColumnType],
     existing: &[(String, String)],
 ) -> Result<()> {
-    let mut cure = Cure::advice("change the table as the statements say, or set if_target_exists = \"replace\"");
+    let mut cure =
+        Cure::advice("change the table as the statements say, or set if_target_exists = \"replace\"");
     let mut wrong = Vec::new();
     for (column, kind) in table.columns.iter().zip(types) {
         match existing.iter().find(|(other, _)| other.eq_ignore_ascii_case(&column.name)) {
@@ -121,7 +129,9 @@ pub(crate) fn verify_existing(
             Some(_) => {}
         }
     }
-    let extra = existing.iter().filter(|(other, _)| !table.columns.iter().any(|column| column.name.eq_ignore_ascii_case(other)));
+    let extra = existing
+        .iter()
+        .filter(|(other, _)| !table.columns.iter().any(|column| column.name.eq_ignore_ascii_case(other)));
     for (other, _) in extra {
         wrong.push(format!("{other} is not in the source"));
         cure = cure.sql(format!("ALTER TABLE {} DROP COLUMN {}", qualified(name), quote(other)));

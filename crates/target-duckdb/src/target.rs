@@ -11,13 +11,16 @@ use pgferry_model::{
 };
 use pgferry_pipeline::error::{SCHEMA_CHANGE_BLOCKED, WORKER_LOST};
 use pgferry_pipeline::{
-    ChangeForm, ChunkRows, ColumnMapping, CopyMark, IfTargetExists, Inspect, Receipt, SchemaChange, TableChanges,
-    TablePlan, Target, Wants, failpoint,
+    ChangeForm, ChunkRows, ColumnMapping, CopyMark, IfTargetExists, Inspect, Receipt, SchemaChange,
+    TableChanges, TablePlan, Target, Wants, failpoint,
 };
 
 use crate::config::DuckdbConfig;
 use crate::error::{APPEND_INTERRUPTED, FILE, TABLE_EXISTS, TABLE_GONE, fenced, refused};
-use crate::schema::{column_type, column_types, create_statements, existing, qualified, target_name, verify_existing, verify_names};
+use crate::schema::{
+    column_type, column_types, create_statements, existing, qualified, target_name, verify_existing,
+    verify_names,
+};
 use crate::write::{Writer, load};
 use crate::{check, progress};
 
@@ -88,11 +91,15 @@ impl DuckdbTarget {
     }
 
     /// Runs on a thread that may block.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&DuckdbTarget) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&DuckdbTarget) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let target = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&target)).await;
         done.unwrap_or_else(|lost| {
-            Err(Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result").with_origin(lost))
+            Err(Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result")
+                .with_origin(lost))
         })
     }
 
@@ -116,7 +123,8 @@ impl DuckdbTarget {
     ) -> Result<T> {
         self.blocking(move |target| {
             let (connection, task, epoch) = target.session()?;
-            let begin = |statement| connection.execute_batch(statement).map_err(|failure| refused(doing, failure));
+            let begin =
+                |statement| connection.execute_batch(statement).map_err(|failure| refused(doing, failure));
             begin("BEGIN TRANSACTION")?;
             let done = progress::verify_epoch(&connection, &task, epoch)
                 .and_then(|()| work(&connection, &task, &target.config));
@@ -142,7 +150,8 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     let (name, types) = (target_name(config, table), column_types(config, table));
     let found = existing(connection, &name)?;
     let doing = format!("preparing {name}");
-    let execute = |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
+    let execute =
+        |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
     let ours = progress::rows_kept(connection, task, &table.name)?.is_some();
     let mut kept = false;
     if ours && made_anew(connection, task, plan, found.is_some(), matches(&name, table, &types, found.as_deref()))? {
@@ -222,12 +231,22 @@ fn table_exists(table: &Table, name: &str) -> Error {
 }
 
 fn table_gone(table: &Table, name: &str) -> Error {
-    Error::table_broken(TABLE_GONE, table.name.clone(), format!("table {name} was dropped from the DuckDB file"))
-        .with_cause("the task had made it, and changes since its copy would have nowhere to go")
-        .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {}", table.name)))
+    Error::table_broken(
+        TABLE_GONE,
+        table.name.clone(),
+        format!("table {name} was dropped from the DuckDB file"),
+    )
+    .with_cause("the task had made it, and changes since its copy would have nowhere to go")
+    .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {}", table.name)))
 }
 
-fn begin_copy(connection: &Connection, task: &TaskId, config: &DuckdbConfig, table: &Table, mark: CopyMark) -> Result<()> {
+fn begin_copy(
+    connection: &Connection,
+    task: &TaskId,
+    config: &DuckdbConfig,
+    table: &Table,
+    mark: CopyMark,
+) -> Result<()> {
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
     let kept =
@@ -280,7 +299,11 @@ impl Target for DuckdbTarget {
                     writer.lock().discard();
                 }
                 let connection = another(&open.connection)?;
-                let run = |statement| connection.execute_batch(statement).map_err(|failure| refused("opening the task", failure));
+                let run = |statement| {
+                    connection
+                        .execute_batch(statement)
+                        .map_err(|failure| refused("opening the task", failure))
+                };
                 run("BEGIN TRANSACTION")?;
                 let opened = progress::open(&connection, &task);
                 run(if opened.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -307,8 +330,10 @@ impl Target for DuckdbTarget {
 
     async fn prepare(&self, plan: &TablePlan) -> Result<()> {
         let plan = plan.clone();
-        self.in_transaction("preparing a table", move |connection, task, config| prepare(connection, task, config, &plan))
-            .await
+        self.in_transaction("preparing a table", move |connection, task, config| {
+            prepare(connection, task, config, &plan)
+        })
+        .await
     }
 
     async fn begin_copy(&self, table: &Arc<Table>, mark: CopyMark) -> Result<()> {
@@ -316,7 +341,9 @@ impl Target for DuckdbTarget {
         let start = self
             .blocking(move |target| {
                 let (connection, task, epoch) = target.session()?;
-                let run = |statement| connection.execute_batch(statement).map_err(|failure| refused("starting a copy", failure));
+                let run = |statement| {
+                    connection.execute_batch(statement).map_err(|failure| refused("starting a copy", failure))
+                };
                 run("BEGIN TRANSACTION")?;
                 let stored = progress::read(&connection, &task)?.position;
                 let start = mark.stream_start.filter(|_| stored.is_none());
@@ -405,7 +432,11 @@ impl Target for DuckdbTarget {
 
     async fn evolve(&self, change: &SchemaChange) -> Result<()> {
         let table = &change.after.name;
-        Err(Error::table_broken(SCHEMA_CHANGE_BLOCKED, table.clone(), format!("the columns of {table} changed")))
+        Err(Error::table_broken(
+            SCHEMA_CHANGE_BLOCKED,
+            table.clone(),
+            format!("the columns of {table} changed"),
+        ))
     }
 
     async fn check(&self, plans: &[TablePlan]) -> Result<Vec<Finding>> {
@@ -416,7 +447,8 @@ impl Target for DuckdbTarget {
     async fn describe(&self, plan: &TablePlan) -> Result<Vec<String>> {
         let plan = plan.clone();
         self.blocking(move |target| {
-            let (name, types) = (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
+            let (name, types) =
+                (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
             let found = existing(&target.reading()?, &name)?.is_some();
             Ok(match (found, plan.if_exists) {
                 (true, IfTargetExists::Replace) => {

@@ -264,11 +264,15 @@ impl Work<'_> {
     }
 
     fn delete(&self, batch: &Batch, keys: &[u32]) -> Result<()> {
-        let columns: Vec<String> = self.key_types().iter().enumerate().map(|(at, kind)| format!("k{at} {kind}")).collect();
+        let columns: Vec<String> =
+            self.key_types().iter().enumerate().map(|(at, kind)| format!("k{at} {kind}")).collect();
         self.execute(&format!("CREATE OR REPLACE TEMP TABLE {KEYS} ({})", columns.join(", ")))?;
         self.append(KEYS, Some("temp"), "main", self.encoder.keys(batch, keys)?)?;
         let matching = self.matching("t", "k", "k");
-        self.execute(&format!("DELETE FROM {} AS t USING temp.main.{KEYS} AS k WHERE {matching}", self.qualified))?;
+        self.execute(&format!(
+            "DELETE FROM {} AS t USING temp.main.{KEYS} AS k WHERE {matching}",
+            self.qualified
+        ))?;
         self.execute(&format!("DROP TABLE temp.main.{KEYS}"))
     }
 
@@ -342,7 +346,8 @@ impl Work<'_> {
         fields.push(Field::new("g", arrow::datatypes::DataType::Int32, false));
         arrays.push(Arc::new(Int32Array::from(groups)));
         RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|failure| {
-            Error::task_broken(STATEMENT, format!("{}: rows do not make a batch", self.doing)).with_origin(failure)
+            Error::task_broken(STATEMENT, format!("{}: rows do not make a batch", self.doing))
+                .with_origin(failure)
         })
     }
 
@@ -363,10 +368,14 @@ impl Work<'_> {
         Error::table_broken(
             ROW_MISSING,
             table.clone(),
-            format!("an update of {table} leaves a large value as it was, but the DuckDB table lacks the row"),
+            format!(
+                "an update of {table} leaves a large value as it was, but the DuckDB table lacks the row"
+            ),
         )
         .with_cause("rows of the DuckDB table were deleted or changed by something else")
-        .with_cure(pgferry_model::Cure::advice(format!("copy the table again: pgferry resync FILE --table {table}")))
+        .with_cure(pgferry_model::Cure::advice(format!(
+            "copy the table again: pgferry resync FILE --table {table}"
+        )))
     }
 }
 

@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pgferry_model::{
-    Batch, Cell, CellFormat, Class, Code, Column, Delivery, Error, Finding, Position, Progress, Result, Row, Slice,
-    SourceIdentity, Table, TableName, TableProgress, TableState, TaskId,
+    Batch, Cell, CellFormat, Class, Code, Column, Delivery, Error, Finding, Position, Progress, Result, Row,
+    Slice, SourceIdentity, Table, TableName, TableProgress, TableState, TaskId,
 };
 use pgferry_pipeline::{
-    ChangeForm, ChunkRows, ColumnMapping, Compacted, CopyMark, Fidelity, Inspect, Receipt, SchemaChange, TableChanges,
-    TablePlan, Target, TextRow, Wants,
+    ChangeForm, ChunkRows, ColumnMapping, Compacted, CopyMark, Fidelity, Inspect, Receipt, SchemaChange,
+    TableChanges, TablePlan, Target, TextRow, Wants,
 };
 use tokio::sync::Mutex;
 
-const BROKEN_PROMISE: Code = Code::new("pipeline.row_malformed");
+const BROKEN_PROMISE: Code = pgferry_pipeline::error::ROW_MALFORMED;
 
 type Key = Vec<Option<String>>;
 
@@ -155,7 +155,10 @@ fn apply_table(state: &mut State, compacted: &Compacted) -> Result<()> {
         let mut cells = texts(row);
         if let Some(origin) = upsert.origin {
             let origin = key_of(table, &texts(tuple(origin.0)?));
-            let held = content.rows.get(&origin).ok_or_else(|| promise(&table.name, "the origin of an unchanged value is missing"))?;
+            let held = content
+                .rows
+                .get(&origin)
+                .ok_or_else(|| promise(&table.name, "the origin of an unchanged value is missing"))?;
             for (at, cell) in row.cells().enumerate() {
                 if cell == Cell::Unchanged {
                     cells[at].clone_from(&held[at]);

@@ -22,7 +22,12 @@ async fn filled(seed: u64) -> Result<(Scene, Workload)> {
     workload.create_schema(&client).await?;
     client.batch_execute("CREATE TABLE public.bulk (id bigint PRIMARY KEY, filler text)").await?;
     // Small enough to stream every larger transaction, so that spools and slices are met.
-    client.batch_execute(&format!("ALTER DATABASE \"{}\" SET logical_decoding_work_mem = '64kB'", scene.database.name())).await?;
+    client
+        .batch_execute(&format!(
+            "ALTER DATABASE \"{}\" SET logical_decoding_work_mem = '64kB'",
+            scene.database.name()
+        ))
+        .await?;
     workload.fill(&client, 150).await?;
     Ok((scene, workload))
 }

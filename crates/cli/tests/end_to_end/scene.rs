@@ -68,8 +68,13 @@ impl Scene {
     }
 
     /// Compares every table; tables without a key only where `keyless`, and only those that `wanted` accepts.
-    pub(crate) async fn compare(&self, keyless: bool, wanted: impl Fn(&ComparedTable) -> bool) -> Result<Report> {
-        let spec = spec::read_file(std::path::Path::new(&self.task_file())).map_err(|faults| anyhow::anyhow!("{faults:?}"))?;
+    pub(crate) async fn compare(
+        &self,
+        keyless: bool,
+        wanted: impl Fn(&ComparedTable) -> bool,
+    ) -> Result<Report> {
+        let spec = spec::read_file(std::path::Path::new(&self.task_file()))
+            .map_err(|faults| anyhow::anyhow!("{faults:?}"))?;
         let task = &spec.tasks[0];
         let tables = registry::source(&spec, task)?.tables().await?;
         let target = registry::target(&spec, task).await?;
@@ -90,7 +95,9 @@ impl Scene {
         target.close().await?;
         let mut report = report?;
         let old = self.database.server().major() < 12;
-        forget(&mut report, |source, target| both_zero(source, target) || (old && same_numbers(source, target)));
+        forget(&mut report, |source, target| {
+            both_zero(source, target) || (old && same_numbers(source, target))
+        });
         Ok(report)
     }
 
@@ -120,7 +127,8 @@ pub(crate) fn slot(database: &Database) -> String {
 
 /// A workload with everything in it.
 pub(crate) fn options(major: u32) -> Options {
-    let mut options = Options { narrow_tables: 4, large_rows: 2_000, wide_columns: 300, ..Options::default() };
+    let mut options =
+        Options { narrow_tables: 4, large_rows: 2_000, wide_columns: 300, ..Options::default() };
     if major == 10 {
         // PostgreSQL 10 does not send TRUNCATE.
         options.weights.retain(|operation, _| !format!("{operation:?}").contains("Truncate"));

@@ -9,7 +9,9 @@ use crate::scene::{MAJORS, Scene};
 
 /// Types of which DuckDB's native type does not hold every value.
 fn guarded(case: &TypeCase) -> bool {
-    case.sql_type.starts_with("numeric(") || case.sql_type.ends_with("[]") || case.sql_type.starts_with("timestamp")
+    case.sql_type.starts_with("numeric(")
+        || case.sql_type.ends_with("[]")
+        || case.sql_type.starts_with("timestamp")
 }
 
 /// The entry of the workload's table of every type: guarded columns are carried as text.
@@ -95,7 +97,11 @@ async fn every_type(major: u32) -> Result<()> {
         .map(|(name, ..)| name.as_str())
         .filter(|name| told.contains(&format!("set aside: public.{name}\n")))
         .collect();
-    ensure!(set_aside == expected, "set aside: {set_aside:?}\nexpected: {expected:?}\n{}\n{told}", first.stdout);
+    ensure!(
+        set_aside == expected,
+        "set aside: {set_aside:?}\nexpected: {expected:?}\n{}\n{told}",
+        first.stdout
+    );
     ensure!(tables.len() > 80, "{} tables are too few", tables.len());
     let report = scene.compare(true, |table| !expected.contains(table.name.as_str())).await?;
     report.assert_equal()

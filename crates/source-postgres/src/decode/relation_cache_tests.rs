@@ -1,3 +1,5 @@
+//! What a description changes, and what it does not.
+
 use pgferry_model::{Column, DataType, TypeKind};
 
 use super::*;

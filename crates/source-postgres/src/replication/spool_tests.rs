@@ -1,3 +1,5 @@
+//! Spools in memory and on disk, aborted parts, leftovers of dead processes.
+
 use super::*;
 
 fn settings(directory: &Path, memory: usize) -> SpoolSettings {

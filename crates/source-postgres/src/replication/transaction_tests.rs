@@ -1,3 +1,5 @@
+//! Frames into transactions: order, streams, aborts, replays.
+
 use std::sync::Arc;
 
 use pgferry_model::{Cell, Class, Column, DataType, Op, Table, TableName, TypeKind};
