@@ -67,7 +67,7 @@ pub async fn look(spec: &Spec, task: &TaskSpec, wanted: &[TableName]) -> Result<
     if let Some(Connection::Duckdb(file)) = spec.connections.get(&task.target)
         && !file.path.exists()
     {
-        return Err(nothing_held(task, &format!("{} is not there yet", file.path.display())));
+        return Err(nothing_held(spec, task, &format!("{} is not there yet", file.path.display())));
     }
     let target = registry::target(spec, task).await?;
     let progress = target.open(&task.id).await;
@@ -83,7 +83,7 @@ pub async fn look(spec: &Spec, task: &TaskSpec, wanted: &[TableName]) -> Result<
         Err(why) => return Err(why),
     };
     if progress.tables.is_empty() && lost.is_none() {
-        return Err(nothing_held(task, "the target holds nothing of it"));
+        return Err(nothing_held(spec, task, "the target holds nothing of it"));
     }
     let names: BTreeSet<&TableName> = wanted.iter().collect();
     let mut tables: Vec<HeldTable> = progress
@@ -130,9 +130,9 @@ async fn old_slot(spec: &Spec, task: &TaskSpec) -> Result<Option<Slot>> {
     }
 }
 
-fn nothing_held(task: &TaskSpec, why: &str) -> Error {
+fn nothing_held(spec: &Spec, task: &TaskSpec, why: &str) -> Error {
     Error::task_broken(NOTHING_HELD, format!("task {} has nothing to copy again: {why}", task.id))
-        .with_cure(Cure::advice("start it: the first run copies every table").line(format!("pgferry run FILE --task {}", task.id)))
+        .with_cure(Cure::advice("start it: the first run copies every table").line(format!("pgferry run {} --task {}", spec.file.display(), task.id)))
 }
 
 fn copies_nothing(task: &TaskSpec) -> Error {

@@ -75,7 +75,7 @@ fn why(held: &HeldTable) -> String {
     match (&held.state, held.cut) {
         (TableState::Broken { code, problem }, _) => format!("{code}: {problem}"),
         (TableState::Waiting, _) => "is to be copied already".to_owned(),
-        (_, Some(cut)) => format!("was copied at {cut}"),
+        (_, Some(cut)) => format!("with a snapshot at {cut}"),
         (_, None) => String::new(),
     }
 }
@@ -84,6 +84,7 @@ fn text(resync: &Resync, output: &Output) -> String {
     let mut lines = vec![output.paint_data.strong(&resync.task)];
     let state = |held: &HeldTable| match held.state {
         TableState::Broken { .. } => "set aside".to_owned(),
+        TableState::Copied | TableState::CatchingUp | TableState::Live => "copied".to_owned(),
         _ => held.state.word().replace('_', " "),
     };
     let rows = resync.tables.iter().map(|held| vec![held.name.to_string(), state(held), why(held)]);
