@@ -173,7 +173,8 @@ pub(crate) fn identify(connection: &Connection, task: &TaskId, source: &SourceId
     Ok(())
 }
 
-/// Notes a table that the task has made or taken over.
+/// Notes a table that the task has made or taken over, in place of what was noted of it. An empty target name: it has not; the
+/// table in the file, if any, is somebody else's.
 pub(crate) fn add_table(
     connection: &Connection,
     task: &TaskId,
@@ -181,6 +182,12 @@ pub(crate) fn add_table(
     target: &TableName,
     rows_kept: bool,
 ) -> Result<()> {
+    connection
+        .execute(
+            "DELETE FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*source.schema, &*source.name],
+        )
+        .map_err(storing)?;
     connection
         .execute(
             "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_kept, state) \
@@ -219,16 +226,78 @@ pub(crate) fn set_state(
         )
         .map_err(storing)?;
     if stored == 0 {
-        add_table(connection, task, table, table, false)?;
+        add_table(connection, task, table, &TableName::new("", ""), false)?;
         return set_state(connection, task, table, state, cut);
     }
     Ok(())
 }
 
-/// Whether the table holds rows from before the task; `None`: the task does not know the table.
+/// Forgets a table's copy, or with `None` every table's, and the position and what it belongs to.
+pub(crate) fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> Result<()> {
+    let Some(table) = table else {
+        for statement in [
+            "UPDATE pgferry.task SET position = NULL, system_id = NULL, timeline = NULL, source_database = NULL, slot = NULL, \
+             updated_at = now()::TIMESTAMP WHERE task = ?",
+            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, rows_kept = false WHERE task = ?",
+            "DELETE FROM pgferry.chunk WHERE task = ?",
+        ] {
+            connection.execute(statement, [task.as_str()]).map_err(storing)?;
+        }
+        return Ok(());
+    };
+    connection
+        .execute(
+            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, rows_kept = false \
+             WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*table.schema, &*table.name],
+        )
+        .map_err(storing)?;
+    forget_chunks(connection, task, table)?;
+    Ok(())
+}
+
+/// The tables that hold rows from before the task, of `table` or of all: their names in the source and in the target.
+pub(crate) fn kept(
+    connection: &Connection,
+    task: &TaskId,
+    table: Option<&TableName>,
+) -> Result<Vec<(TableName, TableName)>> {
+    let mut statement = connection
+        .prepare(
+            "SELECT source_schema, source_table, target_schema, target_table FROM pgferry.table_state \
+             WHERE task = ? AND rows_kept AND state <> 'waiting'",
+        )
+        .map_err(asking)?;
+    let name = |row: &duckdb::Row<'_>, at: usize| -> duckdb::Result<TableName> {
+        Ok(TableName::new(row.get::<_, String>(at)?, row.get::<_, String>(at + 1)?))
+    };
+    let rows = statement
+        .query_map([task.as_str()], |row| Ok((name(row, 0)?, name(row, 2)?)))
+        .map_err(asking)?;
+    let mut all = rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)?;
+    all.retain(|(source, _)| table.is_none_or(|wanted| wanted == source));
+    Ok(all)
+}
+
+/// Whether the table waits for its copy.
+pub(crate) fn waits(connection: &Connection, task: &TaskId, table: &TableName) -> Result<bool> {
+    let count: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM pgferry.table_state \
+             WHERE task = ? AND source_schema = ? AND source_table = ? AND state = 'waiting'",
+            params![task.as_str(), &*table.schema, &*table.name],
+            |row| row.get(0),
+        )
+        .map_err(asking)?;
+    Ok(count > 0)
+}
+
+/// Whether the table holds rows from before the task; `None`: the task has neither made nor taken
+/// over the table.
 pub(crate) fn rows_kept(connection: &Connection, task: &TaskId, table: &TableName) -> Result<Option<bool>> {
     let found = connection.query_row(
-        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ? \
+         AND target_table <> ''",
         params![task.as_str(), &*table.schema, &*table.name],
         |row| row.get(0),
     );
