@@ -21,7 +21,8 @@ fn run(folder: &Path, connection: &str, code: i32) -> String {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let told =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{connection}: {told}");
     told
 }
@@ -34,7 +35,10 @@ async fn certificates_of_the_file_and_of_the_url_are_used() {
         .hba("host all all 127.0.0.1/32 reject");
     let server = Server::start(options).await.unwrap();
     let database = server.create_database().await.unwrap();
-    database.execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 10)").await.unwrap();
+    database
+        .execute("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 10)")
+        .await
+        .unwrap();
     let certificates = server.certificates().unwrap();
     let root = certificates.authority();
     let (certificate, key) = certificates.client("postgres").unwrap();
@@ -48,12 +52,19 @@ async fn certificates_of_the_file_and_of_the_url_are_used() {
     );
     let all = format!("ssl_root_cert = \"{root}\"\nssl_cert = \"{certificate}\"\nssl_key = \"{key}\"");
     run(folder.path(), &format!("{parts}\nssl_mode = \"verify-full\"\n{all}"), 0);
-    let url = format!("{}?sslmode=verify-full&sslrootcert={root}&sslcert={certificate}&sslkey={key}", database.url());
+    let url = format!(
+        "{}?sslmode=verify-full&sslrootcert={root}&sslcert={certificate}&sslkey={key}",
+        database.url()
+    );
     run(folder.path(), &format!("url = \"{url}\""), 0);
 
     // Each part matters: without it the server or we refuse.
     run(folder.path(), &format!("{parts}\nssl_mode = \"disable\""), 3);
-    run(folder.path(), &format!("{parts}\nssl_mode = \"verify-full\"\nssl_cert = \"{certificate}\"\nssl_key = \"{key}\""), 3);
+    run(
+        folder.path(),
+        &format!("{parts}\nssl_mode = \"verify-full\"\nssl_cert = \"{certificate}\"\nssl_key = \"{key}\""),
+        3,
+    );
     run(folder.path(), &format!("{parts}\nssl_mode = \"verify-full\"\nssl_root_cert = \"{root}\""), 3);
     let told = run(folder.path(), &format!("{parts}\nssl_root_cert = \"{root}\""), 2);
     assert!(told.contains("config.conflict"), "{told}");

@@ -46,7 +46,8 @@ impl Scene {
     /// Runs the program; fails unless it ends with `code`. Returns both of its outputs.
     fn pgferry(&self, arguments: &[&str], code: i32) -> String {
         let output = pgferry(self.folder.path(), arguments);
-        let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let told =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
         told
     }
@@ -98,7 +99,10 @@ const TWO: &str = "CREATE TABLE a (id int PRIMARY KEY, n numeric(8,2), t text); 
 async fn a_value_that_does_not_fit_is_carried_as_text_after_a_resync() {
     let scene = Scene::new(TWO).await;
     let nothing = scene.resync(&["--yes"], 1);
-    assert!(nothing.contains("resync.nothing_held") && !scene.folder.path().join("copy.duckdb").exists(), "{nothing}");
+    assert!(
+        nothing.contains("resync.nothing_held") && !scene.folder.path().join("copy.duckdb").exists(),
+        "{nothing}"
+    );
     scene.run(0);
     scene.sql("INSERT INTO a VALUES (1001, 'NaN', 'x'); INSERT INTO b VALUES (1001, 'x')").await;
     assert!(scene.run(5).contains("value.not_representable"));
@@ -153,7 +157,8 @@ async fn a_slot_that_is_ahead_is_replaced_and_a_good_one_kept() {
     let told = scene.resync(&["--yes"], 0);
     assert!(told.contains(&format!("slot {} is dropped", scene.slot())), "{told}");
     let client = scene.database.client().await.unwrap();
-    let slots = client.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1", &[&scene.slot()]).await;
+    let slots =
+        client.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1", &[&scene.slot()]).await;
     assert!(slots.unwrap().is_empty());
     scene.run(0);
     assert_eq!(scene.equal().await, 999);

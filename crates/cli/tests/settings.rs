@@ -58,7 +58,10 @@ async fn what_to_do_with_an_existing_table_is_said_per_table() {
     database.execute("INSERT INTO a VALUES (11)").await.unwrap();
     let told = run(folder.path(), "second", 5);
     assert_eq!(told["set_aside"].as_array().unwrap().len(), 1, "{told}");
-    assert_eq!((&told["set_aside"][0]["table"], &told["set_aside"][0]["code"]), (&"public.a".into(), &"target.table_exists".into()));
+    assert_eq!(
+        (&told["set_aside"][0]["table"], &told["set_aside"][0]["code"]),
+        (&"public.a".into(), &"target.table_exists".into())
+    );
     assert_eq!(told["rows_copied"], 10);
     // Not one row of the table that is not ours is touched; a resync alone does not change that.
     assert_eq!(rows_of_a(folder.path()).await, 10);
@@ -68,7 +71,11 @@ async fn what_to_do_with_an_existing_table_is_said_per_table() {
 
     let file = folder.path().join("task.toml");
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("{text}[[tasks.second.tables]]\nsource = \"public.a\"\nif_target_exists = \"replace\"\n")).unwrap();
+    std::fs::write(
+        &file,
+        format!("{text}[[tasks.second.tables]]\nsource = \"public.a\"\nif_target_exists = \"replace\"\n"),
+    )
+    .unwrap();
     resync_a(folder.path());
     run(folder.path(), "second", 0);
     assert_eq!(rows_of_a(folder.path()).await, 11);
@@ -86,7 +93,8 @@ async fn rows_of_a(folder: &Path) -> u64 {
     let task = spec.task("second").unwrap();
     let tables = registry::source(&spec, task).unwrap().tables().await.unwrap();
     let target = registry::target(&spec, task).await.unwrap();
-    let rows = target.inspect().count(tables.iter().find(|table| &*table.name.name == "a").unwrap()).await.unwrap();
+    let rows =
+        target.inspect().count(tables.iter().find(|table| &*table.name.name == "a").unwrap()).await.unwrap();
     target.close().await.unwrap();
     rows
 }
@@ -123,7 +131,10 @@ async fn an_idle_source_has_no_lag() {
     lines.find(|line| line["phase"] == "streaming").unwrap();
     let mut position = lines.find(|line| line["type"] == "progress").unwrap()["position"].clone();
     for _ in 0..3 {
-        database.execute("INSERT INTO other.busy SELECT repeat('x', 1000) FROM generate_series(1, 300)").await.unwrap();
+        database
+            .execute("INSERT INTO other.busy SELECT repeat('x', 1000) FROM generate_series(1, 300)")
+            .await
+            .unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         // The position itself is stored once a minute only: it stands while the lag goes back to nothing.
         let settled = lines.by_ref().filter(|line| line["type"] == "progress").skip(1).find(|line| {

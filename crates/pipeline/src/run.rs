@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use pgferry_model::{
-    Class, Delivery, Error, Position, Progress, Result, Slice, Table, TableName, TableProgress,
-    TableState, TaskId,
+    Class, Delivery, Error, Position, Progress, Result, Slice, Table, TableName, TableProgress, TableState,
+    TaskId,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -227,7 +227,9 @@ impl Run<'_> {
             }
         };
         for table in tables.iter().filter(|table| !table.key.is_empty()) {
-            let new = |known: &TableProgress| known.cut.is_none() && !matches!(known.state, TableState::Broken { .. });
+            let new = |known: &TableProgress| {
+                known.cut.is_none() && !matches!(known.state, TableState::Broken { .. })
+            };
             if progress.table(&table.name).is_none_or(new) {
                 target.set_state(table, TableState::CatchingUp).await?;
             }
@@ -272,11 +274,17 @@ impl Run<'_> {
 }
 
 fn note_broken(progress: &mut Progress, table: &Table, failure: &Error) {
-    let state = TableState::Broken { code: failure.code().to_string(), problem: failure.problem().to_owned() };
+    let state =
+        TableState::Broken { code: failure.code().to_string(), problem: failure.problem().to_owned() };
     match progress.tables.iter_mut().find(|known| known.name == table.name) {
         Some(known) => known.state = state,
         None => {
-            progress.tables.push(TableProgress { name: table.name.clone(), state, cut: None, chunks_done: Vec::new() });
+            progress.tables.push(TableProgress {
+                name: table.name.clone(),
+                state,
+                cut: None,
+                chunks_done: Vec::new(),
+            });
         }
     }
 }

@@ -8,9 +8,9 @@ use crate::refused::{grant, raise};
 use crate::replication::publication::qualified;
 
 pub use crate::decode::PROTOCOL;
-pub use pgferry_postgres::error::{NO_REPLICATION_ROLE, PERMISSION, VERSION, WALSENDERS_EXHAUSTED};
 pub use crate::replication::spool::SPOOL_FAILED;
 pub use crate::replication::transaction::PARTITION_TRUNCATED;
+pub use pgferry_postgres::error::{NO_REPLICATION_ROLE, PERMISSION, VERSION, WALSENDERS_EXHAUSTED};
 
 /// The slot does not exist.
 pub const SLOT_MISSING: Code = Code::new("source.slot_missing");

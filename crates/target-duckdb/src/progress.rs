@@ -271,9 +271,8 @@ pub(crate) fn kept(
     let name = |row: &duckdb::Row<'_>, at: usize| -> duckdb::Result<TableName> {
         Ok(TableName::new(row.get::<_, String>(at)?, row.get::<_, String>(at + 1)?))
     };
-    let rows = statement
-        .query_map([task.as_str()], |row| Ok((name(row, 0)?, name(row, 2)?)))
-        .map_err(asking)?;
+    let rows =
+        statement.query_map([task.as_str()], |row| Ok((name(row, 0)?, name(row, 2)?))).map_err(asking)?;
     let mut all = rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)?;
     all.retain(|(source, _)| table.is_none_or(|wanted| wanted == source));
     Ok(all)

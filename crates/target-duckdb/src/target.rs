@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use duckdb::{Config, Connection};
 use parking_lot::Mutex;
 use pgferry_model::{
-    CellFormat, Class, Column, Cure, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity, Table,
-    TableName, TableState, TaskId,
+    CellFormat, Class, Column, Cure, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity,
+    Table, TableName, TableState, TaskId,
 };
 use pgferry_pipeline::error::{SCHEMA_CHANGE_BLOCKED, WORKER_LOST};
 use pgferry_pipeline::{
@@ -154,9 +154,20 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
     let ours = progress::rows_kept(connection, task, &table.name)?.is_some();
     let mut kept = false;
-    if ours && made_anew(connection, task, plan, found.is_some(), matches(&name, table, &types, found.as_deref()))? {
+    if ours
+        && made_anew(
+            connection,
+            task,
+            plan,
+            found.is_some(),
+            matches(&name, table, &types, found.as_deref()),
+        )?
+    {
         let old = found.is_some().then(|| format!("DROP TABLE {}", qualified(&name)));
-        return old.into_iter().chain(create_statements(&name, table, &types)).try_for_each(|statement| execute(&statement));
+        return old
+            .into_iter()
+            .chain(create_statements(&name, table, &types))
+            .try_for_each(|statement| execute(&statement));
     }
     match (&found, ours) {
         (Some(found), true) => return verify_existing(&name, table, &types, found),
@@ -184,13 +195,24 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     progress::add_table(connection, task, &table.name, &name, kept)
 }
 
-fn matches(name: &TableName, table: &Table, types: &[crate::ColumnType], found: Option<&[(String, String)]>) -> bool {
+fn matches(
+    name: &TableName,
+    table: &Table,
+    types: &[crate::ColumnType],
+    found: Option<&[(String, String)]>,
+) -> bool {
     found.is_some_and(|found| verify_existing(name, table, types, found).is_ok())
 }
 
 /// Whether a table of the task is made anew: its copy is still to come, and it is gone or has other columns. What the user made
 /// (`truncate`, `append`) is never dropped.
-fn made_anew(connection: &Connection, task: &TaskId, plan: &TablePlan, found: bool, matches: bool) -> Result<bool> {
+fn made_anew(
+    connection: &Connection,
+    task: &TaskId,
+    plan: &TablePlan,
+    found: bool,
+    matches: bool,
+) -> Result<bool> {
     if matches || !progress::waits(connection, task, &plan.table.name)? {
         return Ok(false);
     }
@@ -249,8 +271,8 @@ fn begin_copy(
 ) -> Result<()> {
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
-    let kept =
-        progress::rows_kept(connection, task, &table.name)?.ok_or_else(|| table_exists(table, &name.to_string()))?;
+    let kept = progress::rows_kept(connection, task, &table.name)?
+        .ok_or_else(|| table_exists(table, &name.to_string()))?;
     let unfinished = progress::forget_chunks(connection, task, &table.name)?;
     if kept && unfinished {
         return Err(Error::table_broken(
@@ -388,8 +410,10 @@ impl Target for DuckdbTarget {
 
     async fn forget(&self, table: Option<&TableName>) -> Result<()> {
         let (table, everything) = (table.cloned(), table.is_none());
-        self.in_transaction("forgetting what was copied", move |connection, task, _| forget(connection, task, table.as_ref()))
-            .await?;
+        self.in_transaction("forgetting what was copied", move |connection, task, _| {
+            forget(connection, task, table.as_ref())
+        })
+        .await?;
         if everything {
             self.connected(|open| {
                 open.position = Position::ZERO;

@@ -48,7 +48,11 @@ pub fn connection_config(connection: &PostgresConnection, application: &str) -> 
     Ok(config)
 }
 
-fn from_url(url: &str, connection: &PostgresConnection, application_name: String) -> Result<ConnectionConfig> {
+fn from_url(
+    url: &str,
+    connection: &PostgresConnection,
+    application_name: String,
+) -> Result<ConnectionConfig> {
     let mut config = ConnectionConfig::from_url(url).map_err(|failure| {
         let problem = format!("connections.{}.url is no PostgreSQL URL that can be used", connection.name);
         let mut error = Error::task_broken(failure.code(), problem);
@@ -61,7 +65,9 @@ fn from_url(url: &str, connection: &PostgresConnection, application_name: String
         }
     })?;
     let names = url.split_once('?').map_or("", |(_, query)| query);
-    let says = |name: &str| names.split('&').any(|option| option.split_once('=').is_some_and(|(known, _)| known == name));
+    let says = |name: &str| {
+        names.split('&').any(|option| option.split_once('=').is_some_and(|(known, _)| known == name))
+    };
     let both = [
         ("ssl_mode", connection.ssl_mode.is_some(), "sslmode"),
         ("ssl_root_cert", connection.ssl_root_cert.is_some(), "sslrootcert"),
@@ -71,7 +77,8 @@ fn from_url(url: &str, connection: &PostgresConnection, application_name: String
         ("connect_timeout", connection.connect_timeout.is_some(), "connect_timeout"),
     ];
     if let Some((key, _, option)) = both.into_iter().find(|(_, there, option)| *there && says(option)) {
-        let problem = format!("connections.{}: `{key}` and the url's `{option}` exclude each other", connection.name);
+        let problem =
+            format!("connections.{}: `{key}` and the url's `{option}` exclude each other", connection.name);
         return Err(Error::task_broken(CONFLICT, problem).with_cure(Cure::advice("keep one of them")));
     }
     if !says("application_name") {
@@ -90,8 +97,10 @@ fn verify_tls(connection: &PostgresConnection, config: &ConnectionConfig) -> Res
         _ => return Ok(()),
     };
     let problem = format!("connections.{} has {useless} (ssl_mode {})", connection.name, tls.mode.as_str());
-    Err(Error::task_broken(CONFLICT, problem)
-        .with_cure(Cure::advice("let the server be verified, or take the certificate out").line("ssl_mode = \"verify-full\"")))
+    Err(Error::task_broken(CONFLICT, problem).with_cure(
+        Cure::advice("let the server be verified, or take the certificate out")
+            .line("ssl_mode = \"verify-full\""),
+    ))
 }
 
 /// A session for questions, for callers above that do not know the crate below.
@@ -161,7 +170,10 @@ mod tests {
         let config = by_url("postgres://me:p%40ss@db:6000/shop?sslmode=disable&connect_timeout=3").unwrap();
         assert_eq!((config.host.as_str(), config.port, config.user.as_str()), ("db", 6000, "me"));
         assert_eq!((config.tls.mode, config.connect_timeout), (SslMode::Disable, Duration::from_secs(3)));
-        assert_eq!((config.password.unwrap().expose(), config.application_name.as_str()), ("p@ss", "pgferry test"));
+        assert_eq!(
+            (config.password.unwrap().expose(), config.application_name.as_str()),
+            ("p@ss", "pgferry test")
+        );
         assert_eq!(by_url("postgres://me@db?application_name=x").unwrap().application_name, "x");
 
         let mut more = connection("postgres://me@db/shop?sslrootcert=ca.crt");

@@ -14,9 +14,9 @@ use pgferry_model::{Code, Cure, Error, Position, Result, TableName, TableState};
 use pgferry_pipeline::SyncMode;
 use pgferry_source_postgres::error::{SLOT_AHEAD, SLOT_INVALIDATED, SLOT_MISSING};
 
+use crate::registry;
 use crate::slots::{self, Slot};
 use crate::spec::{CONFLICT, Connection, Manage, Spec, TaskSpec};
-use crate::registry;
 
 /// The target holds nothing of the task.
 pub const NOTHING_HELD: Code = Code::new("resync.nothing_held");
@@ -75,7 +75,9 @@ pub async fn look(spec: &Spec, task: &TaskSpec, wanted: &[TableName]) -> Result<
     let progress = progress?;
     let lost = match registry::source(spec, task)?.verify_start(&progress).await {
         Ok(()) => None,
-        Err(why) if wanted.is_empty() && [SLOT_MISSING, SLOT_INVALIDATED, SLOT_AHEAD].contains(&why.code()) => {
+        Err(why)
+            if wanted.is_empty() && [SLOT_MISSING, SLOT_INVALIDATED, SLOT_AHEAD].contains(&why.code()) =>
+        {
             let slot = old_slot(spec, task).await?;
             let makes_slot = task.replication.manage == Manage::Create;
             Some(LostPosition { position: progress.position, why, slot, makes_slot })
@@ -131,14 +133,24 @@ async fn old_slot(spec: &Spec, task: &TaskSpec) -> Result<Option<Slot>> {
 }
 
 fn nothing_held(spec: &Spec, task: &TaskSpec, why: &str) -> Error {
-    Error::task_broken(NOTHING_HELD, format!("task {} has nothing to copy again: {why}", task.id))
-        .with_cure(Cure::advice("start it: the first run copies every table").line(format!("pgferry run {} --task {}", spec.file.display(), task.id)))
+    Error::task_broken(NOTHING_HELD, format!("task {} has nothing to copy again: {why}", task.id)).with_cure(
+        Cure::advice("start it: the first run copies every table").line(format!(
+            "pgferry run {} --task {}",
+            spec.file.display(),
+            task.id
+        )),
+    )
 }
 
 fn copies_nothing(task: &TaskSpec) -> Error {
-    Error::task_broken(CONFLICT, format!("task {} copies no tables (sync_mode = \"cdc_only\"), so none can be copied again", task.id))
-        .with_cure(
-            Cure::advice("let it copy, in the task file, then resync again; the rows that the target holds are replaced")
-                .line("sync_mode = \"snapshot_cdc\""),
+    Error::task_broken(
+        CONFLICT,
+        format!("task {} copies no tables (sync_mode = \"cdc_only\"), so none can be copied again", task.id),
+    )
+    .with_cure(
+        Cure::advice(
+            "let it copy, in the task file, then resync again; the rows that the target holds are replaced",
         )
+        .line("sync_mode = \"snapshot_cdc\""),
+    )
 }

@@ -285,7 +285,11 @@ impl Target for MemoryTarget {
         let table = table.cloned();
         self.write(|state| {
             let progress = &mut state.progress;
-            for known in progress.tables.iter_mut().filter(|known| table.as_ref().is_none_or(|name| *name == known.name)) {
+            for known in progress
+                .tables
+                .iter_mut()
+                .filter(|known| table.as_ref().is_none_or(|name| *name == known.name))
+            {
                 known.state = TableState::Waiting;
                 known.cut = None;
                 known.chunks_done.clear();

@@ -93,12 +93,17 @@ fn text(resync: &Resync, output: &Output) -> String {
         let position = lost.position.map_or_else(String::new, |position| format!(" {position}"));
         lines.push(format!("\n  the position{position} is forgotten too: {}", lost.why.problem()));
         if let Some(slot) = &lost.slot {
-            lines.push(format!("  slot {} is dropped; it keeps {} of log", slot.name, bytes(slot.retained_bytes)));
+            lines.push(format!(
+                "  slot {} is dropped; it keeps {} of log",
+                slot.name,
+                bytes(slot.retained_bytes)
+            ));
         }
         lines.push(if lost.makes_slot {
             "  the next run makes a new slot and a new snapshot".to_owned()
         } else {
-            "  the task makes no slots (manage = \"never\"): there has to be a usable one before the next run".to_owned()
+            "  the task makes no slots (manage = \"never\"): there has to be a usable one before the next run"
+                .to_owned()
         });
     }
     lines.push(String::new());
