@@ -1,203 +1,344 @@
-//! A column of a batch's tuples to an Arrow array.
+//! The closed set of encodings and the column-wise loop of each.
 
-use arrow::array::ArrayRef;
-use pgferry_model::{Batch, Cell, TypeKind};
+use std::sync::Arc;
 
-use crate::builder::{
-    Bool, Bytea, Date, FixedWidth, Float4, Float8, Int2, Int4, Int8, Numeric, Oid, SourceText, Time, Timestamp, Uuid,
-    ValueBuilder, VariableWidth,
+use arrow::array::{
+    ArrayRef, BinaryBuilder, BooleanBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray,
+    Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray, PrimitiveArray, StringBuilder,
+    Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array,
 };
-use crate::encoding::{Encoding, Reason, Unfit};
-use crate::list::List;
-use crate::text::Parsed;
+use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::{ArrowPrimitiveType, DataType as ArrowType, Field, TimeUnit};
+use pgferry_model::{Batch, Cell, CellFormat};
 
-/// Bytes of a column from which its offsets need 64 bits.
-const LARGE_FROM: usize = i32::MAX as usize;
-/// A binary value's text is at most this many times longer, in practice (`bytea`, numbers).
-const TEXT_GROWTH_MAX: usize = 4;
+use crate::list::Elements;
+use crate::{number, time};
 
-/// Which tuples of a batch are encoded, in which order.
-#[derive(Clone, Copy, Debug)]
-pub enum Tuples<'a> {
-    /// The new tuple of every row that has one, in the batch's order.
-    New,
-    /// The tuples whose first cells have these indexes ([`Batch::tuple`]).
-    At(&'a [u32]),
+/// How a column's values become an Arrow array.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// `boolean`.
+    Bool,
+    /// `smallint`.
+    Int16,
+    /// `integer`.
+    Int32,
+    /// `bigint`.
+    Int64,
+    /// `oid`.
+    UInt32,
+    /// `real`.
+    Float32,
+    /// `double precision`.
+    Float64,
+    /// `numeric(precision, scale)` with a precision of at most 38.
+    Decimal {
+        /// Total digits.
+        precision: u8,
+        /// Fractional digits.
+        scale: i8,
+    },
+    /// The bytes as UTF-8 text; for types whose binary form is their text, either form.
+    Utf8,
+    /// `jsonb` as text: a binary value's version byte is taken off.
+    JsonbText,
+    /// `bytea`.
+    Binary,
+    /// `date`.
+    Date,
+    /// `time`.
+    Time,
+    /// `timestamp`.
+    Timestamp,
+    /// `timestamptz`.
+    TimestampTz,
+    /// `uuid`, 16 bytes with the extension name `arrow.uuid`.
+    Uuid,
+    /// A one-dimensional array whose first index is 1.
+    List(Box<Encoding>),
 }
 
-impl Tuples<'_> {
-    /// How many there are.
-    pub fn count(&self, batch: &Batch) -> usize {
+/// A value does not fit its encoding; which row it was is known to nobody but the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// What about the value does not fit, to be read after "a value".
+    pub reason: &'static str,
+}
+
+impl Encoding {
+    /// The Arrow type.
+    pub fn arrow_type(&self) -> ArrowType {
         match self {
-            Tuples::New => (0..batch.len()).filter(|&row| batch.new_tuple_at(row).is_some()).count(),
-            Tuples::At(firsts) => firsts.len(),
+            Encoding::Bool => ArrowType::Boolean,
+            Encoding::Int16 => ArrowType::Int16,
+            Encoding::Int32 => ArrowType::Int32,
+            Encoding::Int64 => ArrowType::Int64,
+            Encoding::UInt32 => ArrowType::UInt32,
+            Encoding::Float32 => ArrowType::Float32,
+            Encoding::Float64 => ArrowType::Float64,
+            Encoding::Decimal { precision, scale } => ArrowType::Decimal128(*precision, *scale),
+            Encoding::Utf8 | Encoding::JsonbText => ArrowType::Utf8,
+            Encoding::Binary => ArrowType::Binary,
+            Encoding::Date => ArrowType::Date32,
+            Encoding::Time => ArrowType::Time64(TimeUnit::Microsecond),
+            Encoding::Timestamp => ArrowType::Timestamp(TimeUnit::Microsecond, None),
+            Encoding::TimestampTz => ArrowType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            Encoding::Uuid => ArrowType::FixedSizeBinary(16),
+            Encoding::List(element) => ArrowType::List(Arc::new(element.field("item"))),
         }
+    }
+
+    /// The Arrow field, nullable, with the extension name that the type needs.
+    pub fn field(&self, name: &str) -> Field {
+        let field = Field::new(name, self.arrow_type(), true);
+        if *self == Encoding::Uuid {
+            return field
+                .with_metadata([("ARROW:extension:name".to_owned(), "arrow.uuid".to_owned())].into());
+        }
+        field
     }
 }
 
-/// Encodes one column of the given tuples. A NULL and an unchanged TOAST cell both become NULL: the caller knows which
-/// cells are unchanged ([`Batch::is_unchanged`]).
+/// Encodes a column of the tuples whose first cells are at `tuples` (see [`Batch::tuple`]). An unchanged cell becomes NULL: the caller
+/// keeps note of which they are.
 pub fn encode_column(
     batch: &Batch,
-    tuples: Tuples<'_>,
+    tuples: &[u32],
     column: usize,
     encoding: &Encoding,
 ) -> Result<ArrayRef, Unfit> {
-    let kind = batch.table().columns.get(column).map_or(&TypeKind::Other, |column| &column.data_type.kind);
-    encode(batch, tuples, column, kind, encoding).map_err(|reason| Unfit { column, reason })
+    let cells = tuples.iter().map(|&first| batch.tuple(first).map_or(Cell::Null, |row| row.cell(column)));
+    encode_cells(cells, tuples.len(), encoding)
 }
 
-fn encode(
-    batch: &Batch,
-    tuples: Tuples<'_>,
-    column: usize,
-    kind: &TypeKind,
+/// Encodes any cells.
+pub(crate) fn encode_cells<'a>(
+    cells: impl Iterator<Item = Cell<'a>>,
+    count: usize,
     encoding: &Encoding,
-) -> Parsed<ArrayRef> {
-    let rows = match tuples {
-        Tuples::New => batch.len(),
-        Tuples::At(firsts) => firsts.len(),
-    };
-    let from = Column { batch, tuples, column };
-    match encoding {
-        Encoding::Bool => from.fill(Bool::new(rows)),
-        Encoding::Int16 => from.fill(FixedWidth::new(Int2, encoding, rows)),
-        Encoding::Int32 => from.fill(FixedWidth::new(Int4, encoding, rows)),
-        Encoding::Int64 => from.fill(FixedWidth::new(Int8, encoding, rows)),
-        Encoding::UInt32 => from.fill(FixedWidth::new(Oid, encoding, rows)),
-        Encoding::Float32 => from.fill(FixedWidth::new(Float4, encoding, rows)),
-        Encoding::Float64 => from.fill(FixedWidth::new(Float8, encoding, rows)),
-        Encoding::Decimal128 { precision, scale } => {
-            let kind = Numeric { precision: *precision, scale: *scale };
-            from.fill(FixedWidth::new(kind, encoding, rows))
-        }
-        Encoding::Date32 => from.fill(FixedWidth::new(Date, encoding, rows)),
-        Encoding::TimeMicros => from.fill(FixedWidth::new(Time, encoding, rows)),
-        Encoding::TimestampMicros | Encoding::TimestampTzMicros => {
-            from.fill(FixedWidth::new(Timestamp, encoding, rows))
-        }
-        Encoding::Uuid => from.fill(Uuid::new(rows)),
-        Encoding::Utf8 => {
-            let (bytes, bytes_max) = from.bytes();
-            let kind = SourceText(kind.clone());
-            if bytes_max < LARGE_FROM {
-                from.fill(VariableWidth::<_, i32>::new(kind, rows, bytes))
-            } else {
-                from.fill(VariableWidth::<_, i64>::new(kind, rows, bytes))
-            }
-        }
-        Encoding::Binary => {
-            let (bytes, bytes_max) = from.bytes();
-            if bytes_max < LARGE_FROM {
-                from.fill(VariableWidth::<_, i32>::new(Bytea, rows, bytes))
-            } else {
-                from.fill(VariableWidth::<_, i64>::new(Bytea, rows, bytes))
-            }
-        }
-        Encoding::List(element) => {
-            let (bytes, bytes_max) = from.bytes();
-            let kind = match kind {
-                TypeKind::Array(element, _) => &element.kind,
-                _ => &TypeKind::Other,
-            };
-            from.fill(List::new(element, element_builder(element, kind, rows, bytes, bytes_max)?, rows))
-        }
-    }
-}
-
-fn element_builder(
-    encoding: &Encoding,
-    kind: &TypeKind,
-    rows: usize,
-    bytes: usize,
-    bytes_max: usize,
-) -> Parsed<Box<dyn ValueBuilder>> {
+) -> Result<ArrayRef, Unfit> {
     Ok(match encoding {
-        Encoding::Bool => Box::new(Bool::new(rows)),
-        Encoding::Int16 => Box::new(FixedWidth::new(Int2, encoding, rows)),
-        Encoding::Int32 => Box::new(FixedWidth::new(Int4, encoding, rows)),
-        Encoding::Int64 => Box::new(FixedWidth::new(Int8, encoding, rows)),
-        Encoding::UInt32 => Box::new(FixedWidth::new(Oid, encoding, rows)),
-        Encoding::Float32 => Box::new(FixedWidth::new(Float4, encoding, rows)),
-        Encoding::Float64 => Box::new(FixedWidth::new(Float8, encoding, rows)),
-        Encoding::Decimal128 { precision, scale } => {
-            Box::new(FixedWidth::new(Numeric { precision: *precision, scale: *scale }, encoding, rows))
+        Encoding::Bool => bools(cells, count)?,
+        Encoding::Int16 => Arc::new(primitive::<Int16Array, _>(cells, count, |form, bytes| match form {
+            CellFormat::Text => number::integer(bytes),
+            CellFormat::Binary => fixed(bytes).map(i16::from_be_bytes),
+        })?),
+        Encoding::Int32 => Arc::new(primitive::<Int32Array, _>(cells, count, |form, bytes| match form {
+            CellFormat::Text => number::integer(bytes),
+            CellFormat::Binary => fixed(bytes).map(i32::from_be_bytes),
+        })?),
+        Encoding::Int64 => Arc::new(primitive::<Int64Array, _>(cells, count, |form, bytes| match form {
+            CellFormat::Text => number::integer(bytes),
+            CellFormat::Binary => fixed(bytes).map(i64::from_be_bytes),
+        })?),
+        Encoding::UInt32 => Arc::new(primitive::<UInt32Array, _>(cells, count, |form, bytes| match form {
+            CellFormat::Text => number::integer(bytes),
+            CellFormat::Binary => fixed(bytes).map(u32::from_be_bytes),
+        })?),
+        Encoding::Float32 => {
+            Arc::new(primitive::<Float32Array, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => number::float(bytes),
+                CellFormat::Binary => fixed(bytes).map(f32::from_be_bytes),
+            })?)
         }
-        Encoding::Date32 => Box::new(FixedWidth::new(Date, encoding, rows)),
-        Encoding::TimeMicros => Box::new(FixedWidth::new(Time, encoding, rows)),
-        Encoding::TimestampMicros | Encoding::TimestampTzMicros => {
-            Box::new(FixedWidth::new(Timestamp, encoding, rows))
+        Encoding::Float64 => {
+            Arc::new(primitive::<Float64Array, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => number::float(bytes),
+                CellFormat::Binary => fixed(bytes).map(f64::from_be_bytes),
+            })?)
         }
-        Encoding::Uuid => Box::new(Uuid::new(rows)),
-        Encoding::Utf8 if bytes_max < LARGE_FROM => {
-            Box::new(VariableWidth::<_, i32>::new(SourceText(kind.clone()), rows, bytes))
+        &Encoding::Decimal { precision, scale } => {
+            let array = primitive::<Decimal128Array, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => number::decimal_from_text(bytes, precision, scale),
+                CellFormat::Binary => number::decimal_from_binary(bytes, precision, scale),
+            })?;
+            Arc::new(array.with_data_type(encoding.arrow_type()))
         }
-        Encoding::Utf8 => Box::new(VariableWidth::<_, i64>::new(SourceText(kind.clone()), rows, bytes)),
-        Encoding::Binary if bytes_max < LARGE_FROM => {
-            Box::new(VariableWidth::<_, i32>::new(Bytea, rows, bytes))
+        Encoding::Utf8 => texts(cells, count, false)?,
+        Encoding::JsonbText => texts(cells, count, true)?,
+        Encoding::Binary => binaries(cells, count)?,
+        Encoding::Date => Arc::new(primitive::<Date32Array, _>(cells, count, |form, bytes| match form {
+            CellFormat::Text => time::date_from_text(bytes),
+            CellFormat::Binary => time::date_from_binary(bytes),
+        })?),
+        Encoding::Time => {
+            Arc::new(primitive::<Time64MicrosecondArray, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => time::time_from_text(bytes),
+                CellFormat::Binary => time::time_from_binary(bytes),
+            })?)
         }
-        Encoding::Binary => Box::new(VariableWidth::<_, i64>::new(Bytea, rows, bytes)),
-        // PostgreSQL has no arrays of arrays; several dimensions are refused above.
-        Encoding::List(_) => return Err(Reason::ArrayShape),
+        Encoding::Timestamp | Encoding::TimestampTz => {
+            let array = primitive::<TimestampMicrosecondArray, _>(cells, count, |form, bytes| match form {
+                CellFormat::Text => time::timestamp_from_text(bytes),
+                CellFormat::Binary => time::timestamp_from_binary(bytes),
+            })?;
+            Arc::new(array.with_data_type(encoding.arrow_type()))
+        }
+        Encoding::Uuid => uuids(cells, count)?,
+        Encoding::List(element) => lists(cells, count, element)?,
     })
 }
 
-#[derive(Clone, Copy)]
-struct Column<'a> {
-    batch: &'a Batch,
-    tuples: Tuples<'a>,
-    column: usize,
+/// An array type with its native values, so that one loop serves all.
+trait Primitive {
+    type Arrow: ArrowPrimitiveType;
 }
 
-impl<'a> Column<'a> {
-    #[inline]
-    fn each(self, mut take: impl FnMut(Cell<'a>) -> Parsed<()>) -> Parsed<()> {
-        let mut tuple = |first: u32| match self.batch.tuple(first) {
-            Some(row) => take(row.cell(self.column)),
-            None => take(Cell::Null),
-        };
-        match self.tuples {
-            Tuples::New => {
-                for row in 0..self.batch.len() {
-                    if let Some(first) = self.batch.new_tuple_at(row) {
-                        tuple(first)?;
-                    }
-                }
-                Ok(())
+impl<T: ArrowPrimitiveType> Primitive for PrimitiveArray<T> {
+    type Arrow = T;
+}
+
+type Native<A> = <<A as Primitive>::Arrow as ArrowPrimitiveType>::Native;
+
+fn primitive<'a, A: Primitive, F>(
+    cells: impl Iterator<Item = Cell<'a>>,
+    count: usize,
+    parse: F,
+) -> Result<PrimitiveArray<A::Arrow>, Unfit>
+where
+    F: Fn(CellFormat, &[u8]) -> Result<Native<A>, &'static str>,
+{
+    let mut values: Vec<Native<A>> = Vec::with_capacity(count);
+    let mut nulls: Option<Vec<bool>> = None;
+    for cell in cells {
+        let value = match cell {
+            Cell::Text(bytes) => parse(CellFormat::Text, bytes).map_err(unfit)?,
+            Cell::Binary(bytes) => parse(CellFormat::Binary, bytes).map_err(unfit)?,
+            Cell::Null | Cell::Unchanged => {
+                let valid = nulls.get_or_insert_with(|| Vec::with_capacity(count));
+                valid.resize(values.len(), true);
+                valid.push(false);
+                values.push(Native::<A>::default());
+                continue;
             }
-            Tuples::At(firsts) => firsts.iter().try_for_each(|&first| tuple(first)),
+        };
+        values.push(value);
+    }
+    Ok(PrimitiveArray::new(ScalarBuffer::from(values), null_buffer(nulls, count)))
+}
+
+fn null_buffer(valid: Option<Vec<bool>>, count: usize) -> Option<NullBuffer> {
+    valid.map(|mut valid| {
+        valid.resize(count, true);
+        NullBuffer::from(valid)
+    })
+}
+
+fn unfit(reason: &'static str) -> Unfit {
+    Unfit { reason }
+}
+
+fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], &'static str> {
+    bytes.try_into().map_err(|_| "is malformed")
+}
+
+fn bools<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<ArrayRef, Unfit> {
+    let mut builder = BooleanBuilder::with_capacity(count);
+    for cell in cells {
+        match cell {
+            Cell::Null | Cell::Unchanged => builder.append_null(),
+            Cell::Text(b"t") | Cell::Binary(&[1]) => builder.append_value(true),
+            Cell::Text(b"f") | Cell::Binary(&[0]) => builder.append_value(false),
+            Cell::Text(_) | Cell::Binary(_) => return Err(unfit("is malformed")),
         }
     }
+    Ok(Arc::new(builder.finish()))
+}
 
-    fn fill<B: ValueBuilder>(self, mut builder: B) -> Parsed<ArrayRef> {
-        self.each(|cell| match cell {
-            Cell::Text(bytes) => builder.push_text(bytes),
-            Cell::Binary(bytes) => builder.push_binary(bytes),
+fn texts<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize, jsonb: bool) -> Result<ArrayRef, Unfit> {
+    let mut builder = StringBuilder::with_capacity(count, count * 16);
+    for cell in cells {
+        let bytes = match cell {
             Cell::Null | Cell::Unchanged => {
-                builder.push_null();
-                Ok(())
+                builder.append_null();
+                continue;
             }
-        })?;
-        Box::new(builder).finish()
+            Cell::Binary(bytes) if jsonb => {
+                bytes.strip_prefix(&[1]).ok_or(unfit("has an unknown jsonb version"))?
+            }
+            Cell::Text(bytes) | Cell::Binary(bytes) => bytes,
+        };
+        builder.append_value(simdutf8::basic::from_utf8(bytes).map_err(|_| unfit("is not valid UTF-8"))?);
     }
+    Ok(Arc::new(builder.finish()))
+}
 
-    /// Bytes of the column's cells, and the most that their text or bytes may take.
-    fn bytes(self) -> (usize, usize) {
-        let (mut bytes, mut bytes_max) = (0, 0);
-        let _ = self.each(|cell| {
-            match cell {
-                Cell::Text(value) => {
-                    bytes += value.len();
-                    bytes_max += value.len();
+fn binaries<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<ArrayRef, Unfit> {
+    let mut builder = BinaryBuilder::with_capacity(count, count * 16);
+    let mut decoded = Vec::new();
+    for cell in cells {
+        match cell {
+            Cell::Null | Cell::Unchanged => builder.append_null(),
+            Cell::Binary(bytes) => builder.append_value(bytes),
+            Cell::Text(text) => {
+                let digits = text.strip_prefix(b"\\x").ok_or(unfit("is malformed"))?;
+                decoded.clear();
+                for pair in digits.chunks(2) {
+                    decoded.push(hex_byte(pair).ok_or(unfit("is malformed"))?);
                 }
-                Cell::Binary(value) => {
-                    bytes += value.len();
-                    bytes_max += TEXT_GROWTH_MAX * value.len() + 32;
-                }
-                Cell::Null | Cell::Unchanged => {}
+                builder.append_value(&decoded);
             }
-            Ok(())
-        });
-        (bytes, bytes_max)
+        }
     }
+    Ok(Arc::new(builder.finish()))
+}
+
+fn hex_byte(pair: &[u8]) -> Option<u8> {
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    match pair {
+        &[high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    }
+}
+
+fn uuids<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<ArrayRef, Unfit> {
+    let mut values: Vec<u8> = Vec::with_capacity(count * 16);
+    let mut valid = Vec::with_capacity(count);
+    for cell in cells {
+        valid.push(!matches!(cell, Cell::Null | Cell::Unchanged));
+        match cell {
+            Cell::Null | Cell::Unchanged => values.extend_from_slice(&[0; 16]),
+            Cell::Binary(bytes) => values.extend_from_slice(&fixed::<16>(bytes).map_err(unfit)?),
+            Cell::Text(text) => {
+                let digits: Vec<u8> = text.iter().copied().filter(|&byte| byte != b'-').collect();
+                let before = values.len();
+                for pair in digits.chunks(2) {
+                    values.push(hex_byte(pair).ok_or(unfit("is malformed"))?);
+                }
+                if values.len() != before + 16 {
+                    return Err(unfit("is malformed"));
+                }
+            }
+        }
+    }
+    let array = FixedSizeBinaryArray::try_new(16, values.into(), Some(NullBuffer::from(valid)));
+    Ok(Arc::new(array.map_err(|_| unfit("is malformed"))?))
+}
+
+fn lists<'a>(
+    cells: impl Iterator<Item = Cell<'a>>,
+    count: usize,
+    element: &Encoding,
+) -> Result<ArrayRef, Unfit> {
+    let mut elements = Elements::default();
+    let mut offsets: Vec<i32> = Vec::with_capacity(count + 1);
+    let mut valid = Vec::with_capacity(count);
+    offsets.push(0);
+    for cell in cells {
+        valid.push(!matches!(cell, Cell::Null | Cell::Unchanged));
+        match cell {
+            Cell::Null | Cell::Unchanged => {}
+            Cell::Text(text) => elements.take_text(text).map_err(unfit)?,
+            Cell::Binary(bytes) => elements.take_binary(bytes).map_err(unfit)?,
+        }
+        offsets.push(i32::try_from(elements.len()).map_err(|_| unfit("makes a batch of too many elements"))?);
+    }
+    let values = encode_cells(elements.cells(), elements.len(), element)?;
+    let array = ListArray::try_new(
+        Arc::new(element.field("item")),
+        OffsetBuffer::new(ScalarBuffer::from(offsets)),
+        values,
+        Some(NullBuffer::from(valid)),
+    );
+    Ok(Arc::new(array.map_err(|_| unfit("is malformed"))?))
 }

@@ -1,157 +1,173 @@
-//! Arrays of one dimension.
+//! The elements of one-dimensional arrays, from text and binary forms, gathered flat.
 //!
-//! Text form: `{1,NULL,"a \"quoted\" one"}` (`array_out`, arrayfuncs.c). Binary form: number of dimensions, a flag, the
-//! element's OID, then per dimension length and lower bound, then per element a length (-1: NULL) and its bytes
-//! (`array_send`).
+//! Text: `{1,NULL,"a \"b\""}` (PostgreSQL docs, "Array Input and Output Syntax"). Binary: PostgreSQL source, `arrayfuncs.c`, `array_send`:
+//! dimensions(4) has-nulls(4) element type(4), per dimension length(4) lower bound(4), then length(4) and bytes per element.
 
-use std::sync::Arc;
+use pgferry_model::Cell;
 
-use arrow::array::{Array, ArrayRef, ListArray, NullBufferBuilder};
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
-
-use crate::Encoding;
-use crate::builder::ValueBuilder;
-use crate::encoding::Reason;
-use crate::text::Parsed;
-
-pub(crate) struct List {
-    element: Encoding,
-    values: Box<dyn ValueBuilder>,
-    count: usize,
-    offsets: Vec<i32>,
-    nulls: NullBufferBuilder,
-    unquoted: Vec<u8>,
+#[derive(Clone, Copy)]
+enum Element {
+    Null,
+    Text(usize, usize),
+    Binary(usize, usize),
 }
 
-impl List {
-    pub(crate) fn new(element: &Encoding, values: Box<dyn ValueBuilder>, rows: usize) -> Self {
-        let mut offsets = Vec::with_capacity(rows + 1);
-        offsets.push(0);
-        let nulls = NullBufferBuilder::new(rows);
-        List { element: element.clone(), values, count: 0, offsets, nulls, unquoted: Vec::new() }
+/// Elements of many arrays.
+#[derive(Default)]
+pub(crate) struct Elements {
+    bytes: Vec<u8>,
+    elements: Vec<Element>,
+}
+
+const NOT_FLAT: &str = "is an array of more than one dimension";
+const MALFORMED: &str = "is malformed";
+
+impl Elements {
+    pub(crate) fn len(&self) -> usize {
+        self.elements.len()
     }
 
-    fn close_list(&mut self) -> Parsed<()> {
-        self.offsets.push(i32::try_from(self.count).map_err(|_| Reason::OutOfRange)?);
-        self.nulls.append_non_null();
+    pub(crate) fn cells(&self) -> impl Iterator<Item = Cell<'_>> {
+        self.elements.iter().map(|element| match *element {
+            Element::Null => Cell::Null,
+            Element::Text(start, end) => Cell::Text(&self.bytes[start..end]),
+            Element::Binary(start, end) => Cell::Binary(&self.bytes[start..end]),
+        })
+    }
+
+    pub(crate) fn take_text(&mut self, text: &[u8]) -> Result<(), &'static str> {
+        let inner = match text {
+            [b'{', inner @ .., b'}'] => inner,
+            [b'[', ..] => return Err("is an array whose first index is not 1"),
+            _ => return Err(MALFORMED),
+        };
+        let mut at = 0;
+        while at < inner.len() {
+            at = self.text_element(inner, at)?;
+            match inner.get(at) {
+                None => return Ok(()),
+                Some(b',') if at + 1 < inner.len() => at += 1,
+                Some(_) => return Err(MALFORMED),
+            }
+        }
         Ok(())
     }
 
-    fn element_text(&mut self, bytes: &[u8]) -> Parsed<()> {
-        self.count += 1;
-        self.values.push_text(bytes)
-    }
-
-    fn element_null(&mut self) {
-        self.count += 1;
-        self.values.push_null();
-    }
-
-    /// The quoted element that starts after its opening quote; returns what follows the closing one.
-    fn quoted<'a>(&mut self, mut rest: &'a [u8]) -> Parsed<&'a [u8]> {
-        let mut value = std::mem::take(&mut self.unquoted);
-        value.clear();
-        loop {
-            let at = memchr::memchr2(b'"', b'\\', rest).ok_or(Reason::Malformed)?;
-            value.extend_from_slice(&rest[..at]);
-            if rest[at] == b'"' {
-                rest = &rest[at + 1..];
-                break;
+    fn text_element(&mut self, inner: &[u8], from: usize) -> Result<usize, &'static str> {
+        let start = self.bytes.len();
+        let mut at = from;
+        match inner[from] {
+            b'{' => return Err(NOT_FLAT),
+            b'"' => {
+                at += 1;
+                loop {
+                    match inner.get(at) {
+                        Some(b'"') => break,
+                        Some(b'\\') => {
+                            self.bytes.push(*inner.get(at + 1).ok_or(MALFORMED)?);
+                            at += 2;
+                        }
+                        Some(&byte) => {
+                            self.bytes.push(byte);
+                            at += 1;
+                        }
+                        None => return Err(MALFORMED),
+                    }
+                }
+                at += 1;
             }
-            value.push(*rest.get(at + 1).ok_or(Reason::Malformed)?);
-            rest = &rest[at + 2..];
-        }
-        let pushed = self.element_text(&value);
-        self.unquoted = value;
-        pushed.map(|()| rest)
-    }
-
-    fn bare<'a>(&mut self, rest: &'a [u8]) -> Parsed<&'a [u8]> {
-        let end = memchr::memchr2(b',', b'}', rest).ok_or(Reason::Malformed)?;
-        let value = &rest[..end];
-        if value.is_empty() || memchr::memchr2(b'"', b'\\', value).is_some() {
-            return Err(Reason::Malformed);
-        }
-        if value == b"NULL" {
-            self.element_null();
-        } else {
-            self.element_text(value)?;
-        }
-        Ok(&rest[end..])
-    }
-}
-
-impl ValueBuilder for List {
-    fn push_null(&mut self) {
-        self.offsets.push(self.count as i32);
-        self.nulls.append_null();
-    }
-
-    fn push_text(&mut self, bytes: &[u8]) -> Parsed<()> {
-        let mut rest = match bytes.split_first() {
-            Some((b'{', rest)) => rest,
-            // `[0:2]={…}`: array_out shows bounds only where one is not 1.
-            Some((b'[', _)) => return Err(Reason::ArrayShape),
-            _ => return Err(Reason::Malformed),
-        };
-        if rest == b"}" {
-            return self.close_list();
-        }
-        loop {
-            rest = match rest.split_first() {
-                Some((b'"', rest)) => self.quoted(rest)?,
-                Some((b'{', _)) => return Err(Reason::ArrayShape),
-                _ => self.bare(rest)?,
-            };
-            match rest.split_first() {
-                Some((b',', more)) => rest = more,
-                Some((b'}', [])) => return self.close_list(),
-                _ => return Err(Reason::Malformed),
-            }
-        }
-    }
-
-    fn push_binary(&mut self, bytes: &[u8]) -> Parsed<()> {
-        let mut rest = bytes;
-        let dimensions = word(&mut rest)?;
-        let (_has_nulls, _element_oid) = (word(&mut rest)?, word(&mut rest)?);
-        if dimensions == 0 {
-            return if rest.is_empty() { self.close_list() } else { Err(Reason::Malformed) };
-        }
-        if dimensions != 1 {
-            return Err(Reason::ArrayShape);
-        }
-        let (length, lower_bound) = (word(&mut rest)?, word(&mut rest)?);
-        if lower_bound != 1 {
-            return Err(Reason::ArrayShape);
-        }
-        for _ in 0..length {
-            match word(&mut rest)? {
-                -1 => self.element_null(),
-                size => {
-                    let size = usize::try_from(size).map_err(|_| Reason::Malformed)?;
-                    let (value, more) = rest.split_at_checked(size).ok_or(Reason::Malformed)?;
-                    self.count += 1;
-                    self.values.push_binary(value)?;
-                    rest = more;
+            _ => {
+                while let Some(&byte) = inner.get(at).filter(|&&byte| byte != b',') {
+                    self.bytes.push(byte);
+                    at += 1;
+                }
+                if &self.bytes[start..] == b"NULL" {
+                    self.bytes.truncate(start);
+                    self.elements.push(Element::Null);
+                    return Ok(at);
                 }
             }
         }
-        if rest.is_empty() { self.close_list() } else { Err(Reason::Malformed) }
+        self.elements.push(Element::Text(start, self.bytes.len()));
+        Ok(at)
     }
 
-    fn finish(self: Box<Self>) -> Parsed<ArrayRef> {
-        let List { element, values, offsets, mut nulls, .. } = *self;
-        let values = values.finish()?;
-        let field = element.field_of("item", values.data_type().clone());
-        let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-        let array = ListArray::try_new(Arc::new(field), offsets, values, nulls.finish());
-        Ok(Arc::new(array.map_err(|_| Reason::Malformed)?))
+    pub(crate) fn take_binary(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
+        let word = |at: usize| -> Result<i32, &'static str> {
+            let four: [u8; 4] =
+                bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).ok_or(MALFORMED)?;
+            Ok(i32::from_be_bytes(four))
+        };
+        match word(0)? {
+            0 => return Ok(()),
+            1 => {}
+            _ => return Err(NOT_FLAT),
+        }
+        if word(16)? != 1 {
+            return Err("is an array whose first index is not 1");
+        }
+        let mut at = 20;
+        for _ in 0..word(12)? {
+            let length = word(at)?;
+            at += 4;
+            let Ok(length) = usize::try_from(length) else {
+                self.elements.push(Element::Null);
+                continue;
+            };
+            let value = bytes.get(at..at + length).ok_or(MALFORMED)?;
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(value);
+            self.elements.push(Element::Binary(start, self.bytes.len()));
+            at += length;
+        }
+        Ok(())
     }
 }
 
-fn word(bytes: &mut &[u8]) -> Parsed<i32> {
-    let (head, rest) = bytes.split_first_chunk::<4>().ok_or(Reason::Malformed)?;
-    *bytes = rest;
-    Ok(i32::from_be_bytes(*head))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(array: &str) -> Result<Vec<Option<String>>, &'static str> {
+        let mut elements = Elements::default();
+        elements.take_text(array.as_bytes())?;
+        let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
+        Ok(elements
+            .cells()
+            .map(|cell| match cell {
+                Cell::Text(bytes) | Cell::Binary(bytes) => text(bytes),
+                Cell::Null | Cell::Unchanged => None,
+            })
+            .collect())
+    }
+
+    #[test]
+    fn quoting_follows_array_output() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(text("{}"), Ok(vec![]));
+        assert_eq!(text("{1,NULL,\"NULL\",\"\"}"), Ok(vec![some("1"), None, some("NULL"), some("")]));
+        assert_eq!(
+            text(r#"{"a,b","c\"d","e\\f","{}"}"#),
+            Ok(vec![some("a,b"), some("c\"d"), some("e\\f"), some("{}")])
+        );
+        assert_eq!(text("{{1},{2}}"), Err(NOT_FLAT));
+        assert!(text("[0:1]={1,2}").is_err());
+        for malformed in ["", "{", "{1", "{\"a}", "{1,}", "{\"a\"b}"] {
+            assert!(text(malformed).is_err(), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn binary_arrays_are_read_and_other_shapes_refused() {
+        let words = |words: &[i32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let mut elements = Elements::default();
+        elements.take_binary(&words(&[1, 1, 23, 3, 1, 4, 7, -1, 4, 8])).expect("an array");
+        elements.take_binary(&words(&[0, 0, 23])).expect("an empty array");
+        let cells: Vec<Cell<'_>> = elements.cells().collect();
+        assert_eq!(cells, [Cell::Binary(&[0, 0, 0, 7]), Cell::Null, Cell::Binary(&[0, 0, 0, 8])]);
+        let mut elements = Elements::default();
+        assert!(elements.take_binary(&words(&[2, 0, 23, 1, 1, 1, 1, 4, 7])).is_err());
+        assert!(elements.take_binary(&words(&[1, 0, 23, 1, 0, 4, 7])).is_err());
+        assert!(elements.take_binary(&words(&[1, 0, 23, i32::MAX, 1, 4])).is_err());
+    }
 }

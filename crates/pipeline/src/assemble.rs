@@ -286,7 +286,7 @@ impl Assembler {
     }
 
     /// Takes what was gathered: whole where no transaction is open, else a slice.
-    pub(crate) fn take(&mut self) -> Delivery<Batch> {
+    pub fn take(&mut self) -> Delivery<Batch> {
         let slice = match (self.open.is_some(), self.sliced) {
             (true, _) => Slice::Part,
             (false, true) => Slice::Last,

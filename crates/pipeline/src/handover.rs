@@ -215,8 +215,12 @@ impl Copy<'_> {
 
     async fn load(&self, chunk: &Chunk) -> Result<()> {
         self.set_state(&chunk.table, TableState::Copying);
-        let formats: Vec<CellFormat> =
-            chunk.table.columns.iter().map(|column| self.courier.target.snapshot_format(column)).collect();
+        let formats: Vec<CellFormat> = chunk
+            .table
+            .columns
+            .iter()
+            .map(|column| self.courier.target.snapshot_format(&chunk.table, column))
+            .collect();
         let (sender, receiver) = rows_between();
         let sender = sender.limited(self.courier.settings.batch_rows_max, self.batch_bytes_max);
         let copying = async {

@@ -104,6 +104,8 @@ pub enum Fidelity {
     Exact,
     /// As the source's own text: exact, but another type.
     ExactAsText,
+    /// In a native type that keeps every value but not every form of it; the note says what differs.
+    Equal,
     /// In a native type that some possible values do not fit; such a value sets the table aside, it is never changed.
     Guarded,
 }
@@ -133,7 +135,7 @@ pub trait Target: Send + Sync {
     fn wants(&self) -> Wants;
 
     /// In which form a snapshot's values of a column are wanted. Constant per column.
-    fn snapshot_format(&self, column: &Column) -> CellFormat;
+    fn snapshot_format(&self, table: &Table, column: &Column) -> CellFormat;
 
     /// What becomes of a table's columns, in their order. An error where a table cannot be carried at all.
     fn mapping(&self, table: &Table) -> Result<Vec<ColumnMapping>>;

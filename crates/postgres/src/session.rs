@@ -263,14 +263,19 @@ impl Session {
         }
     }
 
-    /// Every session has the same text forms, whatever the server's, the database's and the role's settings are.
+    /// Every session has the same text forms and no time limit of its own, whatever the server's, the database's and the role's
+    /// settings are. Limits that only newer servers have (14+, 17+) are lifted where they exist: one of them would end a long
+    /// snapshot or the idle connection that holds its export.
     async fn pin(&mut self) -> Result<()> {
         let rows = self
             .simple_query(
-                "SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; \
-                 SET bytea_output = 'hex'; SET search_path = pg_catalog; SET row_security = off; SET statement_timeout = 0; \
+                "SET statement_timeout = 0; SHOW server_version_num; \
+                 SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; \
+                 SET bytea_output = 'hex'; SET search_path = pg_catalog; SET row_security = off; SET lock_timeout = 0; \
                  SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on; SET xmloption = content; \
-                 SHOW server_version_num",
+                 SET quote_all_identifiers = off; \
+                 SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+                 WHERE name IN ('idle_session_timeout', 'transaction_timeout')",
             )
             .await?;
         let version = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
@@ -284,7 +289,12 @@ impl Session {
         self.writer.send().await?;
         let (mut rows, mut failure) = (Vec::new(), None);
         loop {
-            let (tag, body) = self.reader.next().await?;
+            let (tag, body) = match self.reader.next().await {
+                Ok(frame) => frame,
+                // A FATAL error is the last that the server says; its words tell more than the end of the connection.
+                Err(end) if failure.is_none() => return Err(end),
+                Err(_) => break,
+            };
             match tag {
                 b'D' => rows.push(data_row(&body)?),
                 b'E' => failure = Some(ServerError::parse(&body)),
@@ -311,9 +321,12 @@ impl Session {
     async fn enter_copy(&mut self, sql: &str, wanted: u8, doing: &str) -> Result<()> {
         frontend::query(sql, &mut self.writer.buffer).map_err(malformed)?;
         self.writer.send().await?;
-        let mut failure = None;
+        let mut failure: Option<ServerError> = None;
         loop {
-            let (tag, body) = self.reader.next().await?;
+            let (tag, body) = match self.reader.next().await {
+                Ok(frame) => frame,
+                Err(end) => return Err(failure.map_or(end, |failure| failure.into_error(doing))),
+            };
             match tag {
                 tag if tag == wanted => return Ok(()),
                 b'E' => failure = Some(ServerError::parse(&body)),

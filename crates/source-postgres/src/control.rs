@@ -5,7 +5,8 @@ use pgferry_postgres::{Purpose, ResultRow, Session};
 use tokio::sync::Mutex;
 
 use crate::config::PostgresSourceConfig;
-use crate::error;
+use crate::decode::protocol_error;
+use crate::refused;
 
 /// Connects for one source.
 pub(crate) struct PostgresControl {
@@ -20,7 +21,11 @@ impl PostgresControl {
 
     /// A connection of its own.
     pub(crate) async fn connect(&self, purpose: Purpose) -> Result<Session> {
-        Session::connect(&self.config.connection, purpose).await
+        let user = &self.config.connection.user;
+        Session::connect(&self.config.connection, purpose).await.map_err(|failure| match purpose {
+            Purpose::Replication => refused::connecting(failure, user),
+            Purpose::Query | Purpose::Copy => failure,
+        })
     }
 
     /// Asks on the shared connection. A connection that was lost since the last question is opened anew, once.
@@ -85,5 +90,5 @@ pub(crate) fn position(text: &str) -> Result<Position> {
 }
 
 fn unexpected() -> Error {
-    Error::task_broken(error::PROTOCOL, "the server's answer to a question has another shape than expected")
+    protocol_error("the server's answer to a question has another shape than expected")
 }

@@ -6,10 +6,12 @@
 //!
 //! Start reading at [`PostgresSource`], then `snapshot/export.rs` and `replication/stream.rs`.
 
+mod check;
 mod config;
 mod control;
 pub mod decode;
 pub mod error;
+mod refused;
 pub mod replication;
 mod selection;
 mod snapshot;
@@ -26,6 +28,7 @@ use tokio::sync::OnceCell;
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
 use control::{PostgresControl, column, position};
 use replication::feedback::Feedback;
+use replication::publication::{Needed, Publication, StreamBegins};
 use replication::stream::PostgresStream;
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
@@ -57,12 +60,13 @@ impl PostgresSource {
 
     async fn select(&self) -> Result<Selection> {
         let config = &self.control.config;
-        let wanted = Wanted::new(config)?;
+        let publication = self.publication().await?;
+        let wanted = Wanted::new(config, publication.as_ref())?;
         let mut session = self.control.connect(Purpose::Query).await?;
         let version = session.server_version_num();
         let catalog = read_tables(&mut session, |name| wanted.accepts(name)).await?;
         session.close().await?;
-        let selection = select(config, &wanted, catalog, version)?;
+        let selection = select(config, &wanted, catalog, publication.as_ref(), version)?;
         for (table, why) in &selection.snapshot_only {
             tracing::warn!(%table, why, "the table is carried by snapshot only");
         }
@@ -73,10 +77,44 @@ impl PostgresSource {
         self.control.config.sync_mode != SyncMode::Snapshot
     }
 
-    /// The tables that follow the stream.
-    async fn published_names(&self) -> Result<Vec<TableName>> {
-        let tables = &self.selection().await?.tables;
-        Ok(tables.iter().filter(|table| !table.key.is_empty()).map(|table| table.name.clone()).collect())
+    /// The publication, where it selects tables or restricts what the stream brings. It has to be there where it selects.
+    async fn publication(&self) -> Result<Option<Publication>> {
+        let replication = &self.control.config.replication;
+        if !self.streams() && replication.from == SelectFrom::Tables {
+            return Ok(None);
+        }
+        let found = publication::find(&self.control, &replication.publication).await?;
+        if found.is_none() && replication.from == SelectFrom::Publication {
+            let statement = publication::statement(&self.control, false, &[]).await?;
+            return Err(error::publication_missing(replication, &statement));
+        }
+        Ok(found)
+    }
+
+    /// Makes or completes the publication.
+    async fn ensure_published(&self, begins: StreamBegins) -> Result<()> {
+        publication::ensure(&self.control, &self.selection().await?.published, begins).await
+    }
+
+    /// Refuses where a table that follows the stream already has left the publication: its changes since are lost.
+    async fn verify_still_published(&self, progress: &Progress) -> Result<()> {
+        let live = |name: &TableName| progress.table(name).is_some_and(|known| known.state.takes_changes());
+        let needed = &self.selection().await?.published;
+        let live: Vec<Needed> = needed.iter().filter(|needed| live(&needed.name)).cloned().collect();
+        let replication = &self.control.config.replication;
+        let found = publication::find(&self.control, &replication.publication).await?;
+        let missing = publication::missing(found.as_ref(), &live);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let statement = publication::statement(&self.control, found.is_some(), &missing).await?;
+        Err(match found {
+            None => error::publication_gone(replication, &statement),
+            Some(found) => {
+                let name = &replication.publication;
+                error::left_publication(publication::not_published(name, &found, &missing, &statement))
+            }
+        })
     }
 
     async fn slot(&self) -> Result<Option<slot::SlotState>> {
@@ -87,7 +125,9 @@ impl PostgresSource {
         if need == SnapshotNeed::RowsOnly {
             return Ok(Export::Plain);
         }
-        publication::ensure(&self.control, &self.published_names().await?).await?;
+        let begins =
+            if need == SnapshotNeed::StreamStart { StreamBegins::Later } else { StreamBegins::Before };
+        self.ensure_published(begins).await?;
         let replication = &self.control.config.replication;
         match (need, self.slot().await?) {
             (SnapshotNeed::StreamStart, None) if replication.manage == Manage::Never => {
@@ -110,27 +150,15 @@ impl PostgresSource {
                 quote_identifier(&replication.slot)
             );
             let Err(failure) = session.copy_both(&statement).await else { return Ok(session) };
-            let active = failure.cause().is_some_and(|cause| cause.contains("55006"));
+            let active = refused::words(&failure).is_some_and(|words| words.sqlstate == "55006");
             if !active {
-                return Err(failure);
+                return Err(refused::streaming(failure, replication, after));
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(self.slot_active().await.with_origin(failure));
+                return Err(slot::active(&self.control, &replication.slot).await.with_origin(failure));
             }
             tokio::time::sleep(SLOT_RELEASE_POLL).await;
         }
-    }
-
-    async fn slot_active(&self) -> Error {
-        let name = &self.control.config.replication.slot;
-        let pid = self.slot().await.ok().flatten().and_then(|slot| slot.active_pid).unwrap_or_default();
-        Error::task_broken(error::SLOT_ACTIVE, format!("replication slot {name} is in use by process {pid}"))
-            .with_cause("another task shares the slot, or an old session hangs")
-            .with_cure(
-                Cure::advice("use another slot for this task, or end that session")
-                    .sql(format!("SELECT pg_terminate_backend({pid})"))
-                    .run_as("superuser, or the same role"),
-            )
     }
 }
 
@@ -180,6 +208,12 @@ impl Source for PostgresSource {
         if !self.streams() {
             return Ok(());
         }
+        self.verify_still_published(progress).await?;
+        if self.control.config.replication.manage == Manage::Never {
+            let copies =
+                progress.position.is_none() && self.control.config.sync_mode == SyncMode::SnapshotCdc;
+            self.ensure_published(if copies { StreamBegins::Later } else { StreamBegins::Before }).await?;
+        }
         let name = &self.control.config.replication.slot;
         let slot = self.slot().await?;
         if let Some(slot) = &slot {
@@ -200,7 +234,7 @@ impl Source for PostgresSource {
     }
 
     async fn prepare_stream(&self) -> Result<Position> {
-        publication::ensure(&self.control, &self.published_names().await?).await?;
+        self.ensure_published(StreamBegins::Before).await?;
         let replication = &self.control.config.replication;
         if let Some(slot) = self.slot().await? {
             return slot.confirmed.ok_or_else(|| error::slot_missing(&replication.slot, None));
@@ -228,7 +262,7 @@ impl Source for PostgresSource {
 
     async fn changes(&self, start: StreamStart) -> Result<Box<dyn ChangeStream>> {
         let selection = self.selection().await?;
-        publication::ensure(&self.control, &self.published_names().await?).await?;
+        self.ensure_published(StreamBegins::Before).await?;
         let rows = self
             .control
             .ask("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
@@ -240,7 +274,14 @@ impl Source for PostgresSource {
         let transactions = replication::transactions(&self.control.config, selection);
         let (reader, writer) = session.into_split();
         let feedback = Feedback::start(writer, timeout, start.after);
-        Ok(Box::new(PostgresStream::new(reader, feedback, transactions, source_end)))
+        Ok(Box::new(PostgresStream::new(
+            reader,
+            feedback,
+            transactions,
+            self.control.config.replication.clone(),
+            start.after,
+            source_end,
+        )))
     }
 
     async fn current_position(&self) -> Result<Position> {
@@ -255,8 +296,7 @@ impl Source for PostgresSource {
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
-        let tables = self.tables().await?;
-        Ok(vec![Finding::passed("source.tables", "source", format!("{} tables", tables.len()))])
+        check::check(&self.control).await
     }
 }
 

@@ -3,15 +3,16 @@
 //! A pattern is `schema.table`, each part with `*` (any text) and `?` (one character); names with dots or other special characters go
 //! in double quotes: `public."my.table"`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use pgferry_model::{Column, Cure, Error, Result, Table, TableId, TableName};
 use pgferry_pipeline::SyncMode;
-use pgferry_postgres::{CatalogTable, Identity, RelationKind, quote_identifier};
+use pgferry_postgres::{CatalogTable, Identity, RelationKind, quote_identifier, quote_literal};
 
-use crate::config::{PostgresSourceConfig, TableOptions};
+use crate::config::{PostgresSourceConfig, SelectFrom, TableOptions};
 use crate::error;
+use crate::replication::publication::{Needed, Publication, Restrictions, qualified};
 use crate::snapshot::Extent;
 use crate::snapshot::plan::Heap;
 
@@ -26,6 +27,8 @@ pub(crate) struct Selection {
     pub(crate) leaves: HashMap<u32, TableId>,
     /// Tables that are selected but cannot follow the stream, and why.
     pub(crate) snapshot_only: Vec<(TableName, &'static str)>,
+    /// Tables that follow the stream, with their leaves.
+    pub(crate) published: Vec<Needed>,
 }
 
 /// A pattern of table names.
@@ -103,10 +106,13 @@ pub(crate) struct Wanted {
     include: Vec<Pattern>,
     exclude: Vec<Pattern>,
     named: Vec<TableName>,
+    /// The publication's tables, where it selects.
+    published: Option<BTreeSet<TableName>>,
 }
 
 impl Wanted {
-    pub(crate) fn new(config: &PostgresSourceConfig) -> Result<Wanted> {
+    /// `publication`: asked for already where it selects the tables.
+    pub(crate) fn new(config: &PostgresSourceConfig, publication: Option<&Publication>) -> Result<Wanted> {
         let parse = |texts: &[String]| -> Result<Vec<Pattern>> {
             texts.iter().map(|text| Pattern::parse(text).ok_or_else(|| no_pattern(text))).collect()
         };
@@ -114,10 +120,15 @@ impl Wanted {
             include: parse(&config.include)?,
             exclude: parse(&config.exclude)?,
             named: config.tables.iter().filter_map(|table| table.source.clone()).collect(),
+            published: (config.replication.from == SelectFrom::Publication)
+                .then(|| publication.map(|found| found.tables.keys().cloned().collect()).unwrap_or_default()),
         })
     }
 
     pub(crate) fn accepts(&self, table: &TableName) -> bool {
+        if let Some(published) = &self.published {
+            return published.contains(table) && !self.exclude.iter().any(|pattern| pattern.matches(table));
+        }
         self.named.contains(table)
             || (self.include.iter().any(|pattern| pattern.matches(table))
                 && !self.exclude.iter().any(|pattern| pattern.matches(table)))
@@ -125,7 +136,8 @@ impl Wanted {
 
     /// Names that the catalog has to have.
     fn required(&self) -> impl Iterator<Item = TableName> + '_ {
-        self.named.iter().cloned().chain(self.include.iter().filter_map(Pattern::exact))
+        let include = if self.published.is_none() { self.include.as_slice() } else { &[] };
+        self.named.iter().cloned().chain(include.iter().filter_map(Pattern::exact))
     }
 }
 
@@ -134,11 +146,16 @@ pub(crate) fn select(
     config: &PostgresSourceConfig,
     wanted: &Wanted,
     catalog: Vec<CatalogTable>,
+    publication: Option<&Publication>,
     server_version_num: u32,
 ) -> Result<Selection> {
     for name in wanted.required() {
         if !catalog.iter().any(|table| table.name == name) {
-            return Err(missing(&name));
+            return Err(if wanted.published.is_some() {
+                not_selected(config, &name)
+            } else {
+                missing(&name)
+            });
         }
     }
     let mut selection = Selection {
@@ -147,6 +164,7 @@ pub(crate) fn select(
         bindings: Vec::new(),
         leaves: HashMap::new(),
         snapshot_only: Vec::new(),
+        published: Vec::new(),
     };
     let mut extents = HashMap::new();
     for found in carried(config, wanted, catalog)? {
@@ -154,15 +172,20 @@ pub(crate) fn select(
         let options = config.tables.iter().find(|table| table.source.as_ref() == Some(&found.name));
         let none = TableOptions::default();
         let options = options.unwrap_or(&none);
-        let (mut table, why_not) = table(id, &found, options)?;
+        let needed = needed(&found);
+        let restrictions = publication.map(|found| found.restrictions(&needed)).unwrap_or_default();
+        let excluded = excluded(&found, options, &restrictions);
+        let (mut table, why_not) = table(id, &found, options, &excluded)?;
         // PostgreSQL 10 does not send TRUNCATE: an insert can meet a row that is gone at the source.
         table.key_enforced &= server_version_num >= 110_000;
         if let Some(why) = why_not.filter(|_| config.sync_mode != SyncMode::Snapshot) {
             selection.snapshot_only.push((found.name.clone(), why));
         }
-        extents.insert(id, extent(&found, options, server_version_num));
-        let excluded = options.exclude_columns.iter().map(|name| Arc::from(name.as_str())).collect();
-        selection.bindings.push((found.oid, excluded));
+        extents.insert(id, extent(&found, options, restrictions, server_version_num));
+        selection.bindings.push((found.oid, excluded.iter().map(|name| Arc::from(name.as_str())).collect()));
+        if !table.key.is_empty() {
+            selection.published.push(needed);
+        }
         if found.kind == RelationKind::PartitionedTable {
             selection.leaves.extend(found.heaps.iter().map(|heap| (heap.oid, id)));
         }
@@ -203,7 +226,29 @@ fn carried(
     Ok(carried)
 }
 
-fn table(id: TableId, found: &CatalogTable, options: &TableOptions) -> Result<(Table, Option<&'static str>)> {
+fn needed(found: &CatalogTable) -> Needed {
+    let leaves = found.heaps.iter().map(|heap| heap.name.clone()).collect();
+    Needed {
+        name: found.name.clone(),
+        leaves: (found.kind == RelationKind::PartitionedTable).then_some(leaves),
+    }
+}
+
+/// Columns that are not carried: excluded by the task, left out by the publication, generated and not published.
+fn excluded(found: &CatalogTable, options: &TableOptions, restrictions: &Restrictions) -> BTreeSet<String> {
+    let published = &restrictions.table;
+    let generated = found.columns.iter().filter(|column| column.generated).map(|column| &column.name);
+    let generated = generated.filter(|name| !published.generated.contains(*name));
+    let all = options.exclude_columns.iter().chain(&published.unpublished).chain(generated);
+    all.cloned().collect()
+}
+
+fn table(
+    id: TableId,
+    found: &CatalogTable,
+    options: &TableOptions,
+    left_out: &BTreeSet<String>,
+) -> Result<(Table, Option<&'static str>)> {
     for excluded in options.exclude_columns.iter().chain(&options.primary_key) {
         if !found.columns.iter().any(|column| column.name == *excluded) {
             return Err(missing_column(&found.name, excluded));
@@ -212,7 +257,7 @@ fn table(id: TableId, found: &CatalogTable, options: &TableOptions) -> Result<(T
     let columns: Vec<Column> = found
         .columns
         .iter()
-        .filter(|column| !column.generated && !options.exclude_columns.contains(&column.name))
+        .filter(|column| !left_out.contains(&column.name))
         .map(|column| Column {
             name: column.name.as_str().into(),
             data_type: column.data_type.clone(),
@@ -224,7 +269,7 @@ fn table(id: TableId, found: &CatalogTable, options: &TableOptions) -> Result<(T
         key_names.iter().map(|name| columns.iter().position(|column| *column.name == **name)).collect();
     let (key, why_not) = match indexes {
         Some(key) => (key, why_not),
-        None => (Vec::new(), Some("a key column is excluded or generated")),
+        None => (Vec::new(), Some("a key column is excluded, not published or generated")),
     };
     let table = Table {
         id,
@@ -284,7 +329,12 @@ fn key<'a>(found: &'a CatalogTable, options: &'a TableOptions) -> (Vec<&'a str>,
     }
 }
 
-fn extent(found: &CatalogTable, options: &TableOptions, server_version_num: u32) -> Extent {
+fn extent(
+    found: &CatalogTable,
+    options: &TableOptions,
+    mut restrictions: Restrictions,
+    server_version_num: u32,
+) -> Extent {
     let heaps = found
         .heaps
         .iter()
@@ -295,30 +345,49 @@ fn extent(found: &CatalogTable, options: &TableOptions, server_version_num: u32)
             bytes: heap.bytes,
             pages: heap.pages,
             splittable: server_version_num >= 140_000,
+            filter: restrictions.leaf_filters.remove(&heap.name),
         })
         .collect();
-    Extent { heaps, filters: options.snapshot_where.iter().cloned().collect() }
+    let filters = restrictions.table.filter.into_iter().chain(options.snapshot_where.iter().cloned());
+    Extent { heaps, filters: filters.collect() }
 }
 
 fn no_pattern(text: &str) -> Error {
     Error::task_broken(error::TABLE_MISSING, format!("{text:?} is not a table or a pattern of tables"))
+        .with_cause("a name has a schema and a table, with a dot between")
         .with_cure(Cure::advice("write schema.table, such as public.orders or public.*; names with dots or capitals need no quotes but dots do: public.\"my.table\""))
 }
 
 fn missing(name: &TableName) -> Error {
+    let sql = format!(
+        "SELECT schemaname, tablename FROM pg_tables WHERE lower(tablename) = lower({})",
+        quote_literal(&name.name)
+    );
+    Error::task_broken(error::TABLE_MISSING, format!("table {name} does not exist"))
+        .with_cause("the database that the task connects to has no relation of this name; names are case-sensitive here")
+        .with_cure(
+            Cure::advice("correct the name or the database in the task file; the statement shows tables of that name").sql(sql),
+        )
+}
+
+/// A table with settings that the publication does not bring.
+fn not_selected(config: &PostgresSourceConfig, name: &TableName) -> Error {
+    let publication = &config.replication.publication;
     Error::task_broken(
-        error::TABLE_MISSING,
-        format!("table {name} does not exist, or the role may not see its schema"),
+        error::TABLE_NOT_IN_PUBLICATION,
+        format!("publication {publication} lacks {name}, for which the task file has settings"),
     )
+    .with_cause("the publication selects the task's tables (from = \"publication\")")
     .with_cure(
-        Cure::advice("correct the name in the task file, or let the role use the schema")
-            .sql(format!("GRANT USAGE ON SCHEMA {} TO CURRENT_USER", quote_identifier(&name.schema)))
-            .run_as("owner of the schema"),
+        Cure::advice("publish the table, or take its settings out of the task file")
+            .sql(format!("ALTER PUBLICATION {} ADD TABLE {}", quote_identifier(publication), qualified(name)))
+            .run_as("owner of the table and of the publication"),
     )
 }
 
 fn missing_column(table: &TableName, column: &str) -> Error {
     Error::task_broken(error::TABLE_MISSING, format!("table {table} has no column {column}"))
+        .with_cause("primary_key or exclude_columns names it; names are case-sensitive here")
         .with_cure(Cure::advice("correct primary_key or exclude_columns in the task file"))
 }
 
@@ -327,6 +396,7 @@ fn wrong_kind(name: &TableName) -> Error {
         error::TABLE_KIND,
         format!("{name} is a view, a foreign table or an unlogged table: it has no changes in the log"),
     )
+    .with_cause("the change stream is made from the log, and only ordinary tables and partitions are in it")
     .with_cure(Cure::advice(
         "take it out of the task, or carry an unlogged table with sync_mode = \"snapshot\"",
     ))
@@ -334,6 +404,7 @@ fn wrong_kind(name: &TableName) -> Error {
 
 fn nothing_selected(config: &PostgresSourceConfig) -> Error {
     Error::task_broken(error::TABLE_MISSING, format!("task {} selects no table", config.task))
+        .with_cause("no table of the database matches include, or exclude takes all of them out")
         .with_cure(Cure::advice("name tables, or give a pattern that some match: include = [\"public.*\"]"))
 }
 

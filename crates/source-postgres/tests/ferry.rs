@@ -62,7 +62,8 @@ async fn ferry(database: &Database, target: &MemoryTarget, mode: SyncMode) -> Re
     let task = TaskId::new("test");
     let monitor = Arc::new(Monitor::default());
     let running = run(&task, source, Arc::new(target.clone()), &settings, monitor, CancellationToken::new());
-    let end = tokio::time::timeout(Duration::from_secs(120), running).await.context("the run takes too long")??;
+    let end =
+        tokio::time::timeout(Duration::from_secs(120), running).await.context("the run takes too long")??;
     ensure!(end.set_aside.is_empty(), "tables were set aside: {:?}", end.set_aside);
     Ok(end)
 }
@@ -86,7 +87,8 @@ async fn assert_equal(database: &Database, target: &MemoryTarget, keyless: bool)
 }
 
 fn options(major: u32) -> Options {
-    let mut options = Options { narrow_tables: 4, large_rows: 2_000, wide_columns: 300, ..Options::default() };
+    let mut options =
+        Options { narrow_tables: 4, large_rows: 2_000, wide_columns: 300, ..Options::default() };
     if major == 10 {
         // PostgreSQL 10 does not send TRUNCATE.
         options.weights.retain(|operation, _| !format!("{operation:?}").contains("Truncate"));
@@ -160,9 +162,11 @@ async fn faults_of_the_target_lose_and_double_nothing() -> Result<()> {
     ferry(&database, &target, SyncMode::SnapshotCdc).await?;
     workload.run(&database.url(), Stop::Count(80), 2).await?;
     let reopened = target.reopened();
-    for (nth, fault) in
-        [(1, Fault::Before(Class::Transient)), (3, Fault::After(Class::Transient)), (4, Fault::Before(Class::Transient))]
-    {
+    for (nth, fault) in [
+        (1, Fault::Before(Class::Transient)),
+        (3, Fault::After(Class::Transient)),
+        (4, Fault::Before(Class::Transient)),
+    ] {
         reopened.fail(nth, fault).await;
     }
     ferry(&database, &reopened, SyncMode::SnapshotCdc).await?;

@@ -1,94 +1,80 @@
-//! Looks at everything that a run will need, without leaving anything behind.
+//! What a run will need of the file: findings, in the order of work.
 
-use std::collections::HashMap;
-use std::path::Path;
+use pgferry_model::{Finding, Outcome, Result};
+use pgferry_pipeline::{Fidelity, IfTargetExists, TablePlan, Target};
 
-use pgferry_model::{Cure, Error, Finding, Outcome, Result};
-use pgferry_pipeline::{Fidelity, TablePlan};
+use crate::DuckdbTarget;
+use crate::error::{NOT_REPRESENTABLE, TABLE_EXISTS};
+use crate::schema::{column_types, existing, target_name, verify_existing};
 
-use crate::Inner;
-use crate::database::resolved;
-use crate::error;
-use crate::mapping::column_mappings;
-
-/// Findings about the file, then about each table.
-pub(crate) fn check(inner: &Inner, plans: &[TablePlan]) -> Result<Vec<Finding>> {
-    let path = &inner.config.path;
-    let shown = path.display().to_string();
-    let mut findings = Vec::new();
-    let usable = match file(inner, path) {
-        Ok(detail) => {
-            findings.push(Finding::passed("target.file", shown, detail));
-            true
-        }
-        Err(failure) => {
-            findings.push(Finding::from_error("target.file", shown, Outcome::Failed, &failure));
-            false
-        }
+/// Looks at the file and at every table's place in it.
+pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec<Finding>> {
+    let file = target.config.path.display().to_string();
+    let connection = match target.reading() {
+        Ok(connection) => connection,
+        Err(failure) => return Ok(vec![Finding::from_error("target.file", file, Outcome::Failed, &failure)]),
     };
-    let mut targets: HashMap<(String, String), String> = HashMap::new();
+    let mut findings = vec![Finding::passed("target.file", file, "opened for writing")];
+    let known = connection
+        .query_row("SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'pgferry'", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .is_ok_and(|count| count > 0);
     for plan in plans {
-        let target = inner.target_name(&plan.table);
         let subject = plan.table.name.to_string();
-        let at = (target.schema.to_lowercase(), target.name.to_lowercase());
-        if let Some(other) = targets.insert(at, subject.clone()) {
-            let failure = collision(&subject, &other);
-            findings.push(Finding::from_error("target.table", subject.clone(), Outcome::Failed, &failure));
+        findings.extend(mapping(target, plan, &subject));
+        let (name, types) =
+            (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
+        match existing(&connection, &name)? {
+            None => findings.push(Finding::passed("target.table", subject, format!("{name} will be made"))),
+            Some(columns) => match verify_existing(&name, &plan.table, &types, &columns) {
+                Err(failure) if plan.if_exists != IfTargetExists::Replace => {
+                    findings.push(Finding::from_error("target.table", subject, Outcome::Failed, &failure));
+                }
+                _ if known || plan.if_exists != IfTargetExists::Error => {
+                    findings.push(Finding::passed("target.table", subject, format!("{name} is there")));
+                }
+                _ => findings.push(Finding {
+                    outcome: Outcome::Failed,
+                    code: Some(TABLE_EXISTS),
+                    ..Finding::passed(
+                        "target.table",
+                        subject,
+                        format!("{name} is there already, and this task did not make it"),
+                    )
+                }),
+            },
         }
-        table(inner, plan, usable, &mut findings);
     }
     Ok(findings)
 }
 
-fn collision(one: &str, other: &str) -> Error {
-    Error::task_broken(error::NAME_COLLISION, format!("{one} and {other} would be one table in the target"))
-        .with_cause("DuckDB compares names without regard to upper and lower case")
-        .with_cure(Cure::advice("give one of them another name in the target, or exclude it"))
-}
-
-/// Whether the file can be opened; one that is not there yet is not made.
-fn file(inner: &Inner, path: &Path) -> Result<String> {
-    if path.exists() {
-        inner.database()?;
-        return Ok("the file can be written".to_owned());
-    }
-    let resolved = resolved(path)?;
-    let folder = resolved.parent().unwrap_or(Path::new("/"));
-    let probe = folder.join(format!(".pgferry-check-{}", std::process::id()));
-    let written = std::fs::File::create_new(&probe).and_then(|_| std::fs::remove_file(&probe));
-    written.map_err(|failure| error::not_writable(&path.display().to_string(), failure.to_string()))?;
-    Ok("the file will be made; its volume has to hold about half of the source's table bytes".to_owned())
-}
-
-fn table(inner: &Inner, plan: &TablePlan, usable: bool, findings: &mut Vec<Finding>) {
-    let subject = plan.table.name.to_string();
-    match column_mappings(&plan.table, &inner.wanted) {
-        Err(failure) => {
-            findings.push(Finding::from_error("target.mapping", subject, Outcome::Failed, &failure));
-            return;
-        }
+/// Columns whose type does not hold every value of the source's.
+fn mapping(target: &DuckdbTarget, plan: &TablePlan, subject: &str) -> Vec<Finding> {
+    match target.mapping(&plan.table) {
+        Err(failure) => vec![Finding::from_error("target.mapping", subject, Outcome::Failed, &failure)],
         Ok(columns) => {
-            let guarded = columns.into_iter().filter(|column| column.fidelity == Fidelity::Guarded);
-            for column in guarded {
-                findings.push(Finding {
-                    check: "target.mapping",
-                    subject: format!("{subject}.{}", column.column),
-                    outcome: Outcome::Warning,
-                    code: Some(error::NOT_REPRESENTABLE),
-                    detail: format!("{} becomes {}: {}", column.source_type, column.target_type, column.note),
-                    cause: None,
-                    cure: Some(
-                        Cure::advice("where such values are possible, take the column as text")
-                            .line(format!("columns.{} = {{ type = \"string\" }}", column.column)),
-                    ),
-                });
+            let guarded: Vec<String> = columns
+                .iter()
+                .filter(|column| column.fidelity == Fidelity::Guarded)
+                .map(|column| format!("{} {} ({})", column.column, column.target_type, column.note))
+                .collect();
+            if guarded.is_empty() {
+                return vec![Finding::passed(
+                    "target.mapping",
+                    subject,
+                    format!("{} columns, every value fits", columns.len()),
+                )];
             }
+            vec![Finding {
+                outcome: Outcome::Passed,
+                code: Some(NOT_REPRESENTABLE),
+                ..Finding::passed(
+                    "target.mapping",
+                    subject,
+                    format!("a value that does not fit would set the table aside: {}", guarded.join("; ")),
+                )
+            }]
         }
     }
-    let described = if usable { inner.describe(plan) } else { return };
-    findings.push(match described {
-        Ok(statements) if statements.is_empty() => Finding::passed("target.table", subject, "the table fits"),
-        Ok(_) => Finding::passed("target.table", subject, "the table will be made"),
-        Err(failure) => Finding::from_error("target.table", subject, Outcome::Failed, &failure),
-    });
 }

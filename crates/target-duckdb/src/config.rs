@@ -1,56 +1,33 @@
-//! What a user sets about a DuckDB file.
+//! What a user says of a DuckDB target.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
-
-/// DuckDB's memory limit where the user sets none: loading needs some 150 MB per chunk in flight and a delivery's join a few
-/// tens; 512 MB keeps four loads of 20 columns from spilling, twice that leaves room for long values.
-const MEMORY_LIMIT_DEFAULT: &str = "1GB";
-
-/// A DuckDB file as a target.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A DuckDB file as a target of one task.
+#[derive(Clone, Debug)]
 pub struct DuckdbConfig {
-    /// The database file; made when it is not there (its folder is not).
+    /// The file; made when it is missing.
     pub path: PathBuf,
-    /// The schema that takes every table; default: each table's own target schema. Made when it is not there.
-    #[serde(default)]
+    /// Puts every table into this schema; `None`: the source's schema names.
     pub schema: Option<String>,
-    /// DuckDB's memory limit, such as `512MB`.
-    #[serde(default = "memory_limit_default")]
+    /// DuckDB's own memory, such as `1GB`; apart from pgferry's.
     pub memory_limit: String,
-    /// DuckDB's threads; default: as many as the machine has processors.
-    #[serde(default)]
-    pub threads: Option<u16>,
-    /// How many chunks are loaded at the same time.
-    #[serde(default = "loads_max_default")]
-    pub loads_max: usize,
-    /// Types that the user wants instead of the mapping's: source table (`schema.table`), column, type; a type is `string`
-    /// (also `varchar`) or `decimal(precision,scale)`.
-    #[serde(default)]
-    pub column_types: BTreeMap<String, BTreeMap<String, String>>,
-}
-
-fn memory_limit_default() -> String {
-    MEMORY_LIMIT_DEFAULT.to_owned()
-}
-
-fn loads_max_default() -> usize {
-    4
+    /// DuckDB's threads; 0: as many as the machine has.
+    pub threads: usize,
+    /// Columns whose target type the user sets, by source schema, table and column: `string` or `decimal(p,s)`.
+    pub type_overrides: HashMap<(String, String, String), String>,
 }
 
 impl DuckdbConfig {
-    /// A file with the default settings.
+    /// A file with the defaults.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         DuckdbConfig {
             path: path.into(),
             schema: None,
-            memory_limit: memory_limit_default(),
-            threads: None,
-            loads_max: loads_max_default(),
-            column_types: BTreeMap::new(),
+            // Four workers' row groups of wide tables and a delivery's staging fit well; the default, 80 % of the machine, is not ours to take.
+            memory_limit: "1GB".to_owned(),
+            threads: 0,
+            type_overrides: HashMap::new(),
         }
     }
 }

@@ -1,57 +1,66 @@
-//! Tuples of a batch to the Arrow batch that DuckDB's appender takes.
+//! Batches to Arrow: what DuckDB eats.
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef};
-use arrow::datatypes::{Field, Schema};
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use pgferry_columnar::{Tuples, encode_column};
-use pgferry_model::{Batch, Error, Result};
+use pgferry_columnar::encode_column;
+use pgferry_model::{Batch, Error, Result, Table};
 
-use crate::error;
-use crate::mapping::Mapped;
+use crate::error::{STATEMENT, unfit};
+use crate::mapping::ColumnType;
 
-/// Columns on their way into an Arrow batch.
-#[derive(Default)]
-pub(crate) struct Columns {
-    fields: Vec<Field>,
-    arrays: Vec<ArrayRef>,
+/// The columns of one table, ready to encode.
+pub(crate) struct Encoder {
+    types: Vec<ColumnType>,
+    schema: SchemaRef,
+    key_schema: SchemaRef,
 }
 
-impl Columns {
-    /// Adds columns of the tuples, by their indexes in the batch.
-    pub(crate) fn encode(
-        &mut self,
+impl Encoder {
+    pub(crate) fn new(table: &Table, types: Vec<ColumnType>) -> Self {
+        let field = |at: usize| types[at].encoding.field(&table.columns[at].name);
+        let schema = Schema::new((0..types.len()).map(field).collect::<Vec<_>>());
+        let key_schema = Schema::new(table.key.iter().map(|&at| field(at)).collect::<Vec<_>>());
+        Encoder { types, schema: Arc::new(schema), key_schema: Arc::new(key_schema) }
+    }
+
+    pub(crate) fn types(&self) -> &[ColumnType] {
+        &self.types
+    }
+
+    /// All columns of the tuples.
+    pub(crate) fn rows(&self, batch: &Batch, tuples: &[u32]) -> Result<RecordBatch> {
+        self.columns(batch, tuples, &(0..self.types.len()).collect::<Vec<_>>(), &self.schema)
+    }
+
+    /// The key's columns of the tuples.
+    pub(crate) fn keys(&self, batch: &Batch, tuples: &[u32]) -> Result<RecordBatch> {
+        self.columns(batch, tuples, &batch.table().key, &self.key_schema)
+    }
+
+    fn columns(
+        &self,
         batch: &Batch,
-        tuples: Tuples<'_>,
-        mapped: &[Mapped],
-        indexes: impl IntoIterator<Item = usize>,
-    ) -> Result<()> {
-        for index in indexes {
-            let Some(mapped) = mapped.get(index) else { continue };
-            let array = encode_column(batch, tuples, index, &mapped.encoding)
-                .map_err(|unfit| error::unfit(batch.table(), unfit))?;
-            self.fields.push(mapped.encoding.field_of(&format!("c{index}"), array.data_type().clone()));
-            self.arrays.push(array);
+        tuples: &[u32],
+        columns: &[usize],
+        schema: &SchemaRef,
+    ) -> Result<RecordBatch> {
+        let table = batch.table();
+        let mut arrays = Vec::with_capacity(columns.len());
+        for &column in columns {
+            let kind = &self.types[column];
+            let array = encode_column(batch, tuples, column, &kind.encoding)
+                .map_err(|wrong| unfit(&table.name, &table.columns[column].name, &kind.name, wrong.reason))?;
+            arrays.push(array);
         }
-        Ok(())
+        RecordBatch::try_new(Arc::clone(schema), arrays).map_err(|failure| {
+            Error::table_broken(
+                STATEMENT,
+                table.name.clone(),
+                format!("rows of {} do not make a batch", table.name),
+            )
+            .with_origin(failure)
+        })
     }
-
-    /// Adds a column that is made here.
-    pub(crate) fn push(&mut self, name: &str, array: ArrayRef) {
-        self.fields.push(Field::new(name, array.data_type().clone(), true));
-        self.arrays.push(array);
-    }
-
-    pub(crate) fn finish(self) -> Result<RecordBatch> {
-        RecordBatch::try_new(Arc::new(Schema::new(self.fields)), self.arrays)
-            .map_err(|failure| Error::task_broken(error::FAILED, "rows cannot be encoded").with_origin(failure))
-    }
-}
-
-/// All columns of the tuples.
-pub(crate) fn record_batch(batch: &Batch, tuples: Tuples<'_>, mapped: &[Mapped]) -> Result<RecordBatch> {
-    let mut columns = Columns::default();
-    columns.encode(batch, tuples, mapped, 0..mapped.len())?;
-    columns.finish()
 }

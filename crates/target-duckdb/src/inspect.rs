@@ -1,222 +1,309 @@
-//! The read side: counts, and rows in PostgreSQL's own text forms, in the order of their keys' text.
+//! The read side: rows as PostgreSQL's own text, so that both sides can be compared byte by byte.
 //!
-//! Where a key's text order is DuckDB's own, one query sorts. Where DuckDB writes a type in another form than PostgreSQL
-//! (floats, times, decimals, lists), keys are first written to a temporary table in PostgreSQL's form, and sorted there; either way
-//! DuckDB sorts within its memory limit.
+//! Limits: ordered output is sorted in memory; floats are written as PostgreSQL 12 and later write them.
 
-use std::sync::Arc;
-
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringBuilder, UInt64Array};
-use arrow::datatypes::{
-    ArrowPrimitiveType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
-    Time64MicrosecondType, TimestampMicrosecondType, UInt32Type,
+use arrow::array::{
+    Array, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, ListArray,
+    RecordBatch, StringArray, Time64MicrosecondArray, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{DataType, Field, Schema};
-use pgferry_columnar::{Encoding, format};
+use arrow::datatypes::{
+    DataType as ArrowType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, UInt32Type,
+};
+use async_trait::async_trait;
 use pgferry_model::{Error, Result, Table};
-use pgferry_pipeline::TextRow;
+use pgferry_pipeline::error::WORKER_LOST;
+use pgferry_pipeline::{Inspect, TextRow};
 
-use crate::database::Session;
-use crate::error;
-use crate::mapping::Mapped;
-use crate::schema::{quoted, quoted_table};
-use crate::write::Destined;
+use crate::DuckdbTarget;
+use crate::error::{STATEMENT, refused};
+use crate::schema::{qualified, quote, target_name};
 
-/// The temporary table of rows' numbers and keys.
-const ORDER: &str = "pgferry_order";
+const DAY_US: i64 = 86_400_000_000;
 
-/// Number of rows.
-pub(crate) fn count(session: &Session, to: &Destined) -> Result<u64> {
-    session
-        .connection
-        .query_row(&format!("SELECT count(*) FROM {}", quoted_table(&to.target)), [], |row| row.get(0))
-        .map_err(|failure| session.database.failed(&failure, &format!("counting {}", to.target)))
-}
+#[async_trait]
+impl Inspect for DuckdbTarget {
+    async fn count(&self, table: &Table) -> Result<u64> {
+        let name = qualified(&target_name(&self.config, table));
+        let connection = self.reading()?;
+        let counting = tokio::task::spawn_blocking(move || {
+            connection
+                .query_row(&format!("SELECT count(*) FROM {name}"), [], |row| row.get::<_, u64>(0))
+                .map_err(|failure| refused("counting rows", failure))
+        });
+        counting.await.unwrap_or_else(|lost| Err(lost_thread(lost)))
+    }
 
-/// Calls `each` with batches of rows, in the order of their keys' text; stops when it returns false.
-pub(crate) fn rows(
-    session: &Session,
-    table: &Table,
-    to: &Destined,
-    limit: Option<u64>,
-    mut each: impl FnMut(Vec<TextRow>) -> bool,
-) -> Result<()> {
-    let key: Vec<usize> = if table.key.is_empty() { (0..to.columns.len()).collect() } else { table.key.clone() };
-    let selected: Vec<String> =
-        table.columns.iter().zip(&to.columns).map(|(column, mapped)| readable(&column.name, mapped)).collect();
-    let limit = limit.map(|limit| format!(" LIMIT {limit}")).unwrap_or_default();
-    let name = quoted_table(&to.target);
-    let direct: Option<Vec<String>> =
-        key.iter().map(|&column| text_order(&table.columns[column].name, &to.columns[column])).collect();
-    let sql = match direct {
-        Some(order) => {
-            format!("SELECT {} FROM {name} AS t ORDER BY {}{limit}", selected.join(", "), nulls_first(&order))
+    async fn rows(
+        &self,
+        table: &Table,
+        limit: Option<u64>,
+        each: &mut (dyn FnMut(TextRow) -> Result<()> + Send),
+    ) -> Result<()> {
+        let columns: Vec<String> = table.columns.iter().map(|column| quote(&column.name)).collect();
+        let tail = limit.map(|limit| format!(" LIMIT {limit}")).unwrap_or_default();
+        let statement = format!(
+            "SELECT {} FROM {}{tail}",
+            columns.join(", "),
+            qualified(&target_name(&self.config, table))
+        );
+        let order: Vec<usize> =
+            if table.key.is_empty() { (0..table.columns.len()).collect() } else { table.key.clone() };
+        let connection = self.reading()?;
+        let reading = tokio::task::spawn_blocking(move || read_sorted(&connection, &statement, &order));
+        for row in reading.await.unwrap_or_else(|lost| Err(lost_thread(lost)))? {
+            each(row)?;
         }
-        None => {
-            write_order(session, table, to, &key)?;
-            let order: Vec<String> = (0..key.len()).map(|at| format!("o.k{at}")).collect();
-            format!(
-                "SELECT {} FROM {name} AS t JOIN temp.{ORDER} AS o ON t.rowid = o.row_number ORDER BY {}{limit}",
-                selected.join(", "),
-                nulls_first(&order)
-            )
-        }
-    };
-    read(session, to, &sql, |batch| {
-        let mut rows = vec![TextRow::with_capacity(to.columns.len()); batch.num_rows()];
-        for (array, mapped) in batch.columns().iter().zip(&to.columns) {
-            for (row, cells) in rows.iter_mut().enumerate() {
-                cells.push(cell(array, row, &mapped.encoding)?);
-            }
-        }
-        Ok(each(rows))
-    })
-}
-
-fn nulls_first(order: &[String]) -> String {
-    order.iter().map(|expression| format!("{expression} NULLS FIRST")).collect::<Vec<_>>().join(", ")
-}
-
-/// A column in a form that comes back in one known Arrow type.
-fn readable(name: &str, mapped: &Mapped) -> String {
-    let column = format!("t.{}", quoted(name));
-    match &mapped.encoding {
-        Encoding::Uuid => format!("CAST({column} AS VARCHAR)"),
-        Encoding::List(element) if **element == Encoding::Uuid => format!("CAST({column} AS VARCHAR[])"),
-        _ => column,
+        Ok(())
     }
 }
 
-/// What sorts as PostgreSQL's text does, where DuckDB can tell by itself.
-fn text_order(name: &str, mapped: &Mapped) -> Option<String> {
-    let column = format!("t.{}", quoted(name));
-    match mapped.encoding {
-        Encoding::Int16 | Encoding::Int32 | Encoding::Int64 | Encoding::UInt32 | Encoding::Uuid | Encoding::Bool => {
-            Some(format!("CAST({column} AS VARCHAR)"))
-        }
-        Encoding::Utf8 => Some(column),
-        Encoding::Binary => Some(format!("hex({column})")),
-        _ => None,
+fn lost_thread(lost: tokio::task::JoinError) -> Error {
+    Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result").with_origin(lost)
+}
+
+fn read_sorted(connection: &duckdb::Connection, statement: &str, order: &[usize]) -> Result<Vec<TextRow>> {
+    let reading = |failure| refused("reading rows", failure);
+    let mut statement = connection.prepare(statement).map_err(reading)?;
+    let mut rows: Vec<TextRow> = Vec::new();
+    for batch in statement.query_arrow([]).map_err(reading)? {
+        text_rows(&batch, &mut rows)?;
     }
+    let rank = |row: &TextRow, at: usize| (row[at].is_none(), row[at].clone());
+    rows.sort_by(|left, right| {
+        order
+            .iter()
+            .map(|&at| rank(left, at).cmp(&rank(right, at)))
+            .find(|found| found.is_ne())
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    Ok(rows)
 }
 
-/// Writes every row's number and its key in PostgreSQL's text.
-fn write_order(session: &Session, table: &Table, to: &Destined, key: &[usize]) -> Result<()> {
-    let failed = |failure: duckdb::Error| session.database.failed(&failure, &format!("sorting {}", to.target));
-    let columns: Vec<String> = (0..key.len()).map(|at| format!(", k{at} VARCHAR")).collect();
-    session.run(
-        &format!("CREATE OR REPLACE TEMP TABLE {ORDER} (row_number UBIGINT{})", columns.concat()),
-        "making a sorting table",
-    )?;
-    let selected: Vec<String> =
-        key.iter().map(|&column| readable(&table.columns[column].name, &to.columns[column])).collect();
-    let sql = format!("SELECT CAST(t.rowid AS UBIGINT), {} FROM {} AS t", selected.join(", "), quoted_table(&to.target));
-    // A result that is still being read and an appender cannot share a connection.
-    let reader = session.database.session()?;
-    let mut appender = session.connection.appender_to_catalog_and_db(ORDER, "temp", "main").map_err(failed)?;
-    read(&reader, to, &sql, |batch| {
-        appender.append_record_batch(order_batch(&batch, to, key)?).map_err(failed)?;
-        Ok(true)
-    })?;
-    appender.flush().map_err(failed)
-}
-
-fn order_batch(batch: &RecordBatch, to: &Destined, key: &[usize]) -> Result<RecordBatch> {
-    let numbers: UInt64Array = batch.column(0).as_primitive::<arrow::datatypes::UInt64Type>().clone();
-    let mut fields = vec![Field::new("row_number", DataType::UInt64, false)];
-    let mut arrays: Vec<ArrayRef> = vec![Arc::new(numbers)];
-    for (at, &column) in key.iter().enumerate() {
-        let mut texts = StringBuilder::with_capacity(batch.num_rows(), batch.num_rows() * 16);
-        for row in 0..batch.num_rows() {
-            texts.append_option(cell(batch.column(at + 1), row, &to.columns[column].encoding)?);
+fn text_rows(batch: &RecordBatch, rows: &mut Vec<TextRow>) -> Result<()> {
+    for row in 0..batch.num_rows() {
+        let mut cells = Vec::with_capacity(batch.num_columns());
+        for column in batch.columns() {
+            cells.push(text(column.as_ref(), row)?);
         }
-        fields.push(Field::new(format!("k{at}"), DataType::Utf8, true));
-        arrays.push(Arc::new(texts.finish()));
-    }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|_| unreadable())
-}
-
-fn read(
-    session: &Session,
-    to: &Destined,
-    sql: &str,
-    mut each: impl FnMut(RecordBatch) -> Result<bool>,
-) -> Result<()> {
-    let failed = |failure: duckdb::Error| session.database.failed(&failure, &format!("reading {}", to.target));
-    let mut statement = session.connection.prepare(sql).map_err(failed)?;
-    for batch in statement.stream_arrow([]).map_err(failed)? {
-        if !each(batch)? {
-            break;
-        }
+        rows.push(cells);
     }
     Ok(())
 }
 
-fn unreadable() -> Error {
-    Error::task_broken(error::FAILED, "a value of the target cannot be read back")
-}
-
-/// A value as PostgreSQL's output function writes it.
-fn cell(array: &ArrayRef, row: usize, encoding: &Encoding) -> Result<Option<String>> {
+/// A value as PostgreSQL's output function writes it in the pinned session.
+fn text(array: &dyn Array, row: usize) -> Result<Option<String>> {
     if array.is_null(row) {
         return Ok(None);
     }
-    let mut out = Vec::new();
-    write_value(array, row, encoding, &mut out)?;
-    String::from_utf8(out).map(Some).map_err(|_| unreadable())
+    let any = array.as_any();
+    let found = match array.data_type() {
+        ArrowType::Boolean => any
+            .downcast_ref::<BooleanArray>()
+            .map(|array| if array.value(row) { "t" } else { "f" }.to_owned()),
+        ArrowType::Int16 => Some(array.as_primitive::<Int16Type>().value(row).to_string()),
+        ArrowType::Int32 => Some(array.as_primitive::<Int32Type>().value(row).to_string()),
+        ArrowType::Int64 => Some(array.as_primitive::<Int64Type>().value(row).to_string()),
+        ArrowType::UInt32 => Some(array.as_primitive::<UInt32Type>().value(row).to_string()),
+        ArrowType::Float32 => {
+            let value = array.as_primitive::<Float32Type>().value(row);
+            Some(float(f64::from(value), &format!("{value:e}"), 6))
+        }
+        ArrowType::Float64 => {
+            let value = array.as_primitive::<Float64Type>().value(row);
+            Some(float(value, &format!("{value:e}"), 15))
+        }
+        ArrowType::Decimal128(_, scale) => {
+            any.downcast_ref::<Decimal128Array>().map(|array| decimal(array.value(row), *scale))
+        }
+        ArrowType::Utf8 => any.downcast_ref::<StringArray>().map(|array| array.value(row).to_owned()),
+        ArrowType::Binary => any.downcast_ref::<BinaryArray>().map(|array| hex(array.value(row))),
+        ArrowType::FixedSizeBinary(16) => {
+            any.downcast_ref::<FixedSizeBinaryArray>().map(|array| uuid(array.value(row)))
+        }
+        ArrowType::Date32 => any.downcast_ref::<Date32Array>().map(|array| date(i64::from(array.value(row)))),
+        ArrowType::Time64(_) => {
+            any.downcast_ref::<Time64MicrosecondArray>().map(|array| time(array.value(row)))
+        }
+        ArrowType::Timestamp(_, zone) => any
+            .downcast_ref::<TimestampMicrosecondArray>()
+            .map(|array| timestamp(array.value(row), zone.is_some())),
+        ArrowType::List(_) => match any.downcast_ref::<ListArray>() {
+            Some(array) => Some(list(array.value(row).as_ref())?),
+            None => None,
+        },
+        _ => None,
+    };
+    match found {
+        Some(text) => Ok(Some(text)),
+        None => Err(Error::task_broken(
+            STATEMENT,
+            format!("a column of type {} cannot be shown as PostgreSQL's text", array.data_type()),
+        )),
+    }
 }
 
-fn primitive<T: ArrowPrimitiveType>(array: &ArrayRef, row: usize) -> Result<T::Native> {
-    array.as_primitive_opt::<T>().map(|array| array.value(row)).ok_or_else(unreadable)
+/// PostgreSQL source, `d2s.c`: shortest digits; an exponent of two digits at least, where the value is below 1e-4
+/// or has `whole_digits` digits or more before the point.
+fn float(value: f64, scientific: &str, whole_digits: i32) -> String {
+    if value.is_nan() {
+        return "NaN".to_owned();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    }
+    let Some((mantissa, exponent)) = scientific.split_once('e') else { return scientific.to_owned() };
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let (sign, digits) = mantissa.strip_prefix('-').map_or(("", mantissa), |rest| ("-", rest));
+    if !(-4..whole_digits).contains(&exponent) {
+        let exponent_sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{sign}{digits}e{exponent_sign}{:02}", exponent.abs());
+    }
+    let plain: String = digits.chars().filter(|&character| character != '.').collect();
+    if exponent < 0 {
+        return format!("{sign}0.{}{plain}", "0".repeat((-exponent - 1) as usize));
+    }
+    let whole = exponent as usize + 1;
+    if plain.len() <= whole {
+        return format!("{sign}{plain}{}", "0".repeat(whole - plain.len()));
+    }
+    format!("{sign}{}.{}", &plain[..whole], &plain[whole..])
 }
 
-fn write_value(array: &ArrayRef, row: usize, encoding: &Encoding, out: &mut Vec<u8>) -> Result<()> {
-    match encoding {
-        Encoding::Bool => format::boolean(array.as_boolean_opt().ok_or_else(unreadable)?.value(row), out),
-        Encoding::Int16 => format::integer(primitive::<Int16Type>(array, row)?, out),
-        Encoding::Int32 => format::integer(primitive::<Int32Type>(array, row)?, out),
-        Encoding::Int64 => format::integer(primitive::<Int64Type>(array, row)?, out),
-        Encoding::UInt32 => format::integer(primitive::<UInt32Type>(array, row)?, out),
-        Encoding::Float32 => format::float4(primitive::<Float32Type>(array, row)?, out),
-        Encoding::Float64 => format::float8(primitive::<Float64Type>(array, row)?, out),
-        Encoding::Decimal128 { scale, .. } => {
-            format::decimal(primitive::<Decimal128Type>(array, row)?, *scale, out);
-        }
-        Encoding::Utf8 | Encoding::Uuid => {
-            out.extend_from_slice(array.as_string_opt::<i32>().ok_or_else(unreadable)?.value(row).as_bytes());
-        }
-        Encoding::Binary => format::bytea(array.as_binary_opt::<i32>().ok_or_else(unreadable)?.value(row), out),
-        Encoding::Date32 => format::date(primitive::<Date32Type>(array, row)?, out),
-        Encoding::TimeMicros => format::time(primitive::<Time64MicrosecondType>(array, row)?, out),
-        Encoding::TimestampMicros => {
-            format::timestamp(primitive::<TimestampMicrosecondType>(array, row)?, false, out);
-        }
-        Encoding::TimestampTzMicros => {
-            format::timestamp(primitive::<TimestampMicrosecondType>(array, row)?, true, out);
-        }
-        Encoding::List(element) => {
-            let values = array.as_list_opt::<i32>().ok_or_else(unreadable)?.value(row);
-            write_list(&values, element, out)?;
+fn decimal(value: i128, scale: i8) -> String {
+    let scale = scale.max(0) as usize;
+    let digits = format!("{:0>width$}", value.unsigned_abs(), width = scale + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - scale);
+    let sign = if value < 0 { "-" } else { "" };
+    if scale == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 + bytes.len() * 2);
+    text.push_str("\\x");
+    for byte in bytes {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+fn uuid(bytes: &[u8]) -> String {
+    let digits = hex(bytes).split_off(2);
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
+/// Year, month and day of days since 1970-01-01; year 0 is 1 BC.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let cycle = shifted.div_euclid(146_097);
+    let day_of_cycle = shifted.rem_euclid(146_097);
+    let year_of_cycle =
+        (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
+    let day_of_year = day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (cycle * 400 + year_of_cycle + i64::from(month <= 2), month, day)
+}
+
+fn date_and_era(days: i64) -> (String, &'static str) {
+    let (year, month, day) = civil(days);
+    let (year, era) = if year <= 0 { (1 - year, " BC") } else { (year, "") };
+    (format!("{year:04}-{month:02}-{day:02}"), era)
+}
+
+fn date(days: i64) -> String {
+    match days {
+        days if days == i64::from(i32::MAX) => "infinity".to_owned(),
+        days if days == -i64::from(i32::MAX) => "-infinity".to_owned(),
+        days => {
+            let (date, era) = date_and_era(days);
+            date + era
         }
     }
-    Ok(())
 }
 
-fn write_list(values: &ArrayRef, element: &Encoding, out: &mut Vec<u8>) -> Result<()> {
-    out.push(b'{');
-    let mut text = Vec::new();
-    for at in 0..values.len() {
-        if at > 0 {
-            out.push(b',');
-        }
-        if values.is_null(at) {
-            out.extend_from_slice(b"NULL");
-        } else {
-            text.clear();
-            write_value(values, at, element, &mut text)?;
-            format::array_element(&text, out);
+fn time(us: i64) -> String {
+    let (seconds, fraction) = (us / 1_000_000, us % 1_000_000);
+    let text = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if fraction == 0 { text } else { format!("{text}.{fraction:06}").trim_end_matches('0').to_owned() }
+}
+
+fn timestamp(us: i64, zoned: bool) -> String {
+    match us {
+        i64::MAX => "infinity".to_owned(),
+        us if us == -i64::MAX => "-infinity".to_owned(),
+        us => {
+            let (date, era) = date_and_era(us.div_euclid(DAY_US));
+            let zone = if zoned { "+00" } else { "" };
+            format!("{date} {}{zone}{era}", time(us.rem_euclid(DAY_US)))
         }
     }
-    out.push(b'}');
-    Ok(())
+}
+
+/// PostgreSQL docs, "Array Input and Output Syntax": what has to be quoted is.
+fn list(elements: &dyn Array) -> Result<String> {
+    let mut parts = Vec::with_capacity(elements.len());
+    for row in 0..elements.len() {
+        parts.push(match text(elements, row)? {
+            None => "NULL".to_owned(),
+            Some(text) => {
+                let special = |character: char| {
+                    matches!(character, '{' | '}' | ',' | '"' | '\\')
+                        || character.is_ascii_whitespace()
+                        || character == '\x0b'
+                };
+                if text.is_empty() || text.eq_ignore_ascii_case("null") || text.contains(special) {
+                    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+                } else {
+                    text
+                }
+            }
+        });
+    }
+    Ok(format!("{{{}}}", parts.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_postgresql_writes_them() {
+        let double = |value: f64| float(value, &format!("{value:e}"), 15);
+        for (value, text) in [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.0, "1"),
+            (0.1, "0.1"),
+            (123456.75, "123456.75"),
+            (1e15, "1e+15"),
+            (999999999999999.0, "999999999999999"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.5e300, "1.5e+300"),
+            (-2.5e-7, "-2.5e-07"),
+            (f64::MAX, "1.7976931348623157e+308"),
+        ] {
+            assert_eq!(double(value), text);
+        }
+        let single = |value: f32| float(f64::from(value), &format!("{value:e}"), 6);
+        assert_eq!(
+            (single(1e6), single(123456.0), single(0.1)),
+            ("1e+06".into(), "123456".into(), "0.1".into())
+        );
+    }
+
+    #[test]
+    fn dates_times_and_decimals_have_their_text() {
+        assert_eq!((date(0), date(11_016)), ("1970-01-01".into(), "2000-02-29".into()));
+        assert_eq!((date(-719_163), date(i64::from(i32::MAX))), ("0001-12-31 BC".into(), "infinity".into()));
+        assert_eq!(timestamp(-500_000, true), "1969-12-31 23:59:59.5+00");
+        assert_eq!(timestamp(-719_163 * DAY_US, true), "0001-12-31 00:00:00+00 BC");
+        assert_eq!(time(DAY_US), "24:00:00");
+        assert_eq!(
+            (decimal(-5, 2), decimal(1200, 0), decimal(0, 3)),
+            ("-0.05".into(), "1200".into(), "0.000".into())
+        );
+        assert_eq!(hex(&[0, 255]), "\\x00ff");
+    }
 }

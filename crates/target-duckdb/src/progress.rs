@@ -1,286 +1,285 @@
-//! What the file holds of tasks: position, epoch, tables, chunks; in the schema `pgferry` of the same file.
+//! What the file holds of a task, in the same file and the same commits as the data.
 //!
-//! Invariants: every write here happens in the transaction of the data it belongs to; the position is written only where
-//! the epoch is the holder's. No indexes: the tables are tiny, and an index would make concurrent loads conflict.
+//! ```text
+//!   pgferry.task         one row per task: epoch, position, what the position belongs to
+//!   pgferry.table_state  one row per table: state, cut, the error that set it aside
+//!   pgferry.chunk        one row per loaded chunk of an unfinished copy
+//! ```
+//!
+//! Invariants: a delivery's commit updates the task's row only where the epoch is its own; the position never moves back.
 
-use duckdb::params;
+use duckdb::{Connection, params};
 use pgferry_model::{
-    Error, Position, Progress, Result, SourceIdentity, Table, TableName, TableProgress, TableState,
+    Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId,
 };
 
-use crate::database::{Lease, Session};
-use crate::error;
+use crate::error::{STATEMENT, fenced, refused};
 
-/// The schema of pgferry's own tables.
-pub(crate) const SCHEMA: &str = "pgferry";
+const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pgferry;
+CREATE TABLE IF NOT EXISTS pgferry.task (
+    task VARCHAR NOT NULL, format INTEGER NOT NULL, epoch UBIGINT NOT NULL, position VARCHAR, system_id VARCHAR,
+    timeline UINTEGER, source_database VARCHAR, slot VARCHAR, updated_at TIMESTAMP NOT NULL);
+CREATE TABLE IF NOT EXISTS pgferry.table_state (
+    task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, source_table VARCHAR NOT NULL,
+    target_schema VARCHAR NOT NULL, target_table VARCHAR NOT NULL, rows_kept BOOLEAN NOT NULL,
+    state VARCHAR NOT NULL, cut VARCHAR, code VARCHAR, problem VARCHAR);
+CREATE TABLE IF NOT EXISTS pgferry.chunk (
+    task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, source_table VARCHAR NOT NULL, number UINTEGER NOT NULL,
+    rows UBIGINT NOT NULL);";
 
-const CREATE: &str = "\
-CREATE SCHEMA IF NOT EXISTS pgferry;
-CREATE TABLE IF NOT EXISTS pgferry.tasks (task VARCHAR NOT NULL, epoch UBIGINT NOT NULL, position VARCHAR, \
-system_id VARCHAR, timeline UINTEGER, database_name VARCHAR, slot VARCHAR, updated_at TIMESTAMP WITH TIME ZONE);
-CREATE TABLE IF NOT EXISTS pgferry.tables (task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, \
-source_table VARCHAR NOT NULL, target_schema VARCHAR NOT NULL, target_table VARCHAR NOT NULL, state VARCHAR NOT NULL, \
-cut VARCHAR, code VARCHAR, problem VARCHAR, rows_before UBIGINT NOT NULL);
-CREATE TABLE IF NOT EXISTS pgferry.chunks (task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, \
-source_table VARCHAR NOT NULL, number UINTEGER NOT NULL, row_count UBIGINT NOT NULL);";
+/// The layout's version; a newer one in the file is refused.
+const FORMAT: i32 = 1;
 
-const READING: &str = "reading the task's progress";
-const WRITING: &str = "writing the task's progress";
-
-fn unreadable(what: &str) -> Error {
-    Error::task_broken(error::FAILED, format!("the file's own record of the task cannot be read: {what}"))
+fn asking(failure: duckdb::Error) -> Error {
+    refused("reading the task's progress", failure)
 }
 
-/// Raises the task's epoch in its own commit and reads what the file holds. Older holders cannot commit from here on.
-pub(crate) fn take_lease(session: &Session, task: &str) -> Result<Progress> {
-    let mut fence = session.database.fence.write();
-    let raise = || -> Result<u64> {
-        session.run(CREATE, "making pgferry's own tables")?;
-        session.begin()?;
-        let touched = session.execute(
-            "UPDATE pgferry.tasks SET epoch = epoch + 1, updated_at = now() WHERE task = ?",
-            params![task],
-            WRITING,
-        )?;
-        if touched == 0 {
-            session.execute(
-                "INSERT INTO pgferry.tasks (task, epoch, updated_at) VALUES (?, 1, now())",
-                params![task],
-                WRITING,
-            )?;
-        }
-        let epoch = session
-            .connection
-            .query_row("SELECT epoch FROM pgferry.tasks WHERE task = ?", params![task], |row| row.get(0))
-            .map_err(|failure| session.database.failed(&failure, READING))?;
-        session.commit_unfenced()?;
-        Ok(epoch)
-    };
-    let epoch = raise().inspect_err(|_| session.rollback())?;
-    fence.insert(task.to_owned(), epoch);
-    drop(fence);
-    read(session, task)
+fn storing(failure: duckdb::Error) -> Error {
+    refused("storing the task's progress", failure)
 }
 
-/// What the file holds of the task; empty where it holds nothing.
-pub(crate) fn read(session: &Session, task: &str) -> Result<Progress> {
-    let failed = |failure: duckdb::Error| session.database.failed(&failure, READING);
-    let mut progress = Progress::default();
-    let mut statement = session
-        .connection
-        .prepare("SELECT epoch, position, system_id, timeline, database_name, slot FROM pgferry.tasks WHERE task = ?")
-        .map_err(failed)?;
-    let mut rows = statement.query(params![task]).map_err(failed)?;
-    if let Some(row) = rows.next().map_err(failed)? {
-        progress.epoch = row.get(0).map_err(failed)?;
-        progress.position = position(row.get(1).map_err(failed)?)?;
-        let system_id: Option<String> = row.get(2).map_err(failed)?;
-        if let Some(system_id) = system_id {
-            progress.source = Some(SourceIdentity {
-                system_id,
-                timeline: row.get::<_, Option<u32>>(3).map_err(failed)?.unwrap_or_default(),
-                database: row.get::<_, Option<String>>(4).map_err(failed)?.unwrap_or_default(),
-                slot: row.get::<_, Option<String>>(5).map_err(failed)?.unwrap_or_default(),
-            });
-        }
-    }
-    progress.tables = tables(session, task)?;
-    Ok(progress)
-}
-
-fn position(text: Option<String>) -> Result<Option<Position>> {
-    text.map(|text| text.parse().map_err(|_| unreadable("a position"))).transpose()
-}
-
-fn tables(session: &Session, task: &str) -> Result<Vec<TableProgress>> {
-    let failed = |failure: duckdb::Error| session.database.failed(&failure, READING);
-    let mut statement = session
-        .connection
-        .prepare(
-            "SELECT source_schema, source_table, state, cut, code, problem FROM pgferry.tables WHERE task = ? \
-             ORDER BY source_schema, source_table",
+/// Raises the epoch and reads everything; in a transaction of the caller's.
+pub(crate) fn open(connection: &Connection, task: &TaskId) -> Result<Progress> {
+    connection.execute_batch(CREATE).map_err(storing)?;
+    let raised = connection
+        .execute(
+            "UPDATE pgferry.task SET epoch = epoch + 1, updated_at = now()::TIMESTAMP WHERE task = ?",
+            [task.as_str()],
         )
-        .map_err(failed)?;
-    let mut rows = statement.query(params![task]).map_err(failed)?;
-    let mut tables: Vec<TableProgress> = Vec::new();
-    while let Some(row) = rows.next().map_err(failed)? {
-        let text = |at: usize| row.get::<_, Option<String>>(at).map(Option::unwrap_or_default).map_err(failed);
-        let name = TableName::new(text(0)?, text(1)?);
-        let state = state(&text(2)?, text(4)?, text(5)?)?;
-        let cut = position(row.get(3).map_err(failed)?)?;
-        tables.push(TableProgress { name, state, cut, chunks_done: Vec::new() });
+        .map_err(storing)?;
+    if raised == 0 {
+        connection
+            .execute(
+                "INSERT INTO pgferry.task (task, format, epoch, updated_at) VALUES (?, ?, 1, now()::TIMESTAMP)",
+                params![task.as_str(), FORMAT],
+            )
+            .map_err(storing)?;
     }
-    let mut statement = session
-        .connection
-        .prepare("SELECT source_schema, source_table, number FROM pgferry.chunks WHERE task = ? ORDER BY number")
-        .map_err(failed)?;
-    let mut rows = statement.query(params![task]).map_err(failed)?;
-    while let Some(row) = rows.next().map_err(failed)? {
-        let (schema, table): (String, String) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
-        let number = row.get(2).map_err(failed)?;
-        let known = tables.iter_mut().find(|known| *known.name.schema == *schema && *known.name.name == *table);
-        if let Some(known) = known {
-            known.chunks_done.push(number);
-        }
+    read(connection, task)
+}
+
+/// Reads everything.
+pub(crate) fn read(connection: &Connection, task: &TaskId) -> Result<Progress> {
+    type TaskRow = (i32, u64, Option<String>, Option<String>, Option<u32>, Option<String>, Option<String>);
+    let row: TaskRow = connection
+        .query_row(
+            "SELECT format, epoch, position, system_id, timeline, source_database, slot FROM pgferry.task WHERE task = ?",
+            [task.as_str()],
+            |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
+            },
+        )
+        .map_err(asking)?;
+    let (format, epoch, position, system_id, timeline, database, slot) = row;
+    if format > FORMAT {
+        return Err(Error::task_broken(
+            STATEMENT,
+            "the file was written by a newer pgferry; use that version",
+        ));
+    }
+    let source = system_id.map(|system_id| SourceIdentity {
+        system_id,
+        timeline: timeline.unwrap_or(0),
+        database: database.unwrap_or_default(),
+        slot: slot.unwrap_or_default(),
+    });
+    let position = position.map(|text| parse(&text)).transpose()?;
+    Ok(Progress { epoch, position, source, tables: read_tables(connection, task)? })
+}
+
+fn read_tables(connection: &Connection, task: &TaskId) -> Result<Vec<TableProgress>> {
+    let mut statement = connection
+        .prepare(
+            "SELECT s.source_schema, s.source_table, s.state, s.cut, s.code, s.problem, \
+             (SELECT list(c.number) FROM pgferry.chunk c WHERE c.task = s.task AND c.source_schema = s.source_schema \
+             AND c.source_table = s.source_table)::VARCHAR FROM pgferry.table_state s WHERE s.task = ?",
+        )
+        .map_err(asking)?;
+    let rows = statement
+        .query_map([task.as_str()], |row| {
+            let text = |at: usize| row.get::<_, Option<String>>(at);
+            Ok([text(0)?, text(1)?, text(2)?, text(3)?, text(4)?, text(5)?, text(6)?])
+        })
+        .map_err(asking)?;
+    let mut tables = Vec::new();
+    for row in rows {
+        let [schema, name, state, cut, code, problem, chunks] = row.map_err(asking)?;
+        let numbers = chunks.unwrap_or_default();
+        tables.push(TableProgress {
+            name: TableName::new(schema.unwrap_or_default(), name.unwrap_or_default()),
+            state: state_of(&state.unwrap_or_default(), code, problem),
+            cut: cut.map(|text| parse(&text)).transpose()?,
+            chunks_done: numbers
+                .trim_matches(['[', ']'])
+                .split(',')
+                .filter_map(|number| number.trim().parse().ok())
+                .collect(),
+        });
     }
     Ok(tables)
 }
 
-fn state(word: &str, code: String, problem: String) -> Result<TableState> {
-    let plain =
-        [TableState::Waiting, TableState::Copying, TableState::Copied, TableState::CatchingUp, TableState::Live, TableState::Paused];
-    match plain.into_iter().find(|state| state.word() == word) {
-        Some(state) => Ok(state),
-        None if word == "broken" => Ok(TableState::Broken { code, problem }),
-        None => Err(unreadable("a table's state")),
+fn state_of(word: &str, code: Option<String>, problem: Option<String>) -> TableState {
+    match word {
+        "copying" => TableState::Copying,
+        "copied" => TableState::Copied,
+        "catching_up" => TableState::CatchingUp,
+        "live" => TableState::Live,
+        "paused" => TableState::Paused,
+        "broken" => {
+            TableState::Broken { code: code.unwrap_or_default(), problem: problem.unwrap_or_default() }
+        }
+        _ => TableState::Waiting,
     }
+}
+
+fn parse(text: &str) -> Result<Position> {
+    text.parse()
+        .map_err(|wrong| Error::task_broken(STATEMENT, "the stored position is damaged").with_origin(wrong))
+}
+
+/// Refuses when the epoch is another's. Reads only: commits that store no position use it.
+pub(crate) fn verify_epoch(connection: &Connection, task: &TaskId, epoch: u64) -> Result<()> {
+    let stored: u64 = connection
+        .query_row("SELECT epoch FROM pgferry.task WHERE task = ?", [task.as_str()], |row| row.get(0))
+        .map_err(asking)?;
+    if stored == epoch { Ok(()) } else { Err(fenced()) }
+}
+
+/// Moves the position; conflicts with every other commit that does, and with a raised epoch.
+pub(crate) fn move_position(
+    connection: &Connection,
+    task: &TaskId,
+    epoch: u64,
+    position: Position,
+) -> Result<()> {
+    let moved = connection
+        .execute(
+            "UPDATE pgferry.task SET position = ?, updated_at = now()::TIMESTAMP WHERE task = ? AND epoch = ?",
+            params![position.to_string(), task.as_str(), epoch],
+        )
+        .map_err(storing)?;
+    if moved == 1 { Ok(()) } else { Err(fenced()) }
 }
 
 /// Stores what positions belong to.
-pub(crate) fn identify(session: &Session, lease: &Lease, source: &SourceIdentity) -> Result<()> {
-    session.execute(
-        "UPDATE pgferry.tasks SET system_id = ?, timeline = ?, database_name = ?, slot = ?, updated_at = now() \
-         WHERE task = ? AND epoch = ?",
-        params![source.system_id, source.timeline, source.database, source.slot, lease.task, lease.epoch],
-        WRITING,
-    )?;
+pub(crate) fn identify(connection: &Connection, task: &TaskId, source: &SourceIdentity) -> Result<()> {
+    connection
+        .execute(
+            "UPDATE pgferry.task SET system_id = ?, timeline = ?, source_database = ?, slot = ? WHERE task = ?",
+            params![source.system_id, source.timeline, source.database, source.slot, task.as_str()],
+        )
+        .map_err(storing)?;
     Ok(())
 }
 
-/// Stores the position, where the epoch is still the lease's.
-pub(crate) fn set_position(session: &Session, lease: &Lease, position: Position) -> Result<()> {
-    let touched = session.execute(
-        "UPDATE pgferry.tasks SET position = ?, updated_at = now() WHERE task = ? AND epoch = ?",
-        params![position.to_string(), lease.task, lease.epoch],
-        WRITING,
-    )?;
-    if touched == 1 { Ok(()) } else { Err(error::fenced(&lease.task)) }
-}
-
-/// Stores where the stream starts, where the file holds no position yet.
-pub(crate) fn set_first_position(session: &Session, lease: &Lease, position: Position) -> Result<()> {
-    session.execute(
-        "UPDATE pgferry.tasks SET position = ? WHERE task = ? AND epoch = ? AND position IS NULL",
-        params![position.to_string(), lease.task, lease.epoch],
-        WRITING,
-    )?;
-    Ok(())
-}
-
-/// Whether the task has made or taken over the table.
-pub(crate) fn is_recorded(session: &Session, task: &str, table: &Table) -> Result<bool> {
-    count(
-        session,
-        "SELECT count(*) FROM pgferry.tables WHERE task = ? AND source_schema = ? AND source_table = ?",
-        params![task, &*table.name.schema, &*table.name.name],
-    )
-    .map(|count| count > 0)
-}
-
-/// Another source table that goes to the same target table, of any task.
-pub(crate) fn other_owner(session: &Session, task: &str, table: &Table, target: &TableName) -> Result<Option<String>> {
-    let found = session.connection.query_row(
-        "SELECT task || ': ' || source_schema || '.' || source_table FROM pgferry.tables \
-         WHERE lower(target_schema) = lower(?) AND lower(target_table) = lower(?) \
-         AND NOT (task = ? AND source_schema = ? AND source_table = ?) LIMIT 1",
-        params![&*target.schema, &*target.name, task, &*table.name.schema, &*table.name.name],
-        |row| row.get::<_, String>(0),
-    );
-    match found {
-        Ok(owner) => Ok(Some(owner)),
-        Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
-        Err(failure) => Err(session.database.failed(&failure, READING)),
-    }
-}
-
-/// Records the table as the task's.
-pub(crate) fn record_table(
-    session: &Session,
-    task: &str,
-    table: &Table,
+/// Notes a table that the task has made or taken over.
+pub(crate) fn add_table(
+    connection: &Connection,
+    task: &TaskId,
+    source: &TableName,
     target: &TableName,
-    rows_before: u64,
+    rows_kept: bool,
 ) -> Result<()> {
-    session.execute(
-        "INSERT INTO pgferry.tables VALUES (?, ?, ?, ?, ?, 'waiting', NULL, NULL, NULL, ?)",
-        params![task, &*table.name.schema, &*table.name.name, &*target.schema, &*target.name, rows_before],
-        WRITING,
-    )?;
+    connection
+        .execute(
+            "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_kept, state) \
+             VALUES (?, ?, ?, ?, ?, ?, 'waiting')",
+            params![task.as_str(), &*source.schema, &*source.name, &*target.schema, &*target.name, rows_kept],
+        )
+        .map_err(storing)?;
     Ok(())
 }
 
-/// Rows that the table had before the task.
-pub(crate) fn rows_before(session: &Session, task: &str, table: &Table) -> Result<u64> {
-    count(
-        session,
-        "SELECT coalesce(max(rows_before), 0) FROM pgferry.tables \
-         WHERE task = ? AND source_schema = ? AND source_table = ?",
-        params![task, &*table.name.schema, &*table.name.name],
-    )
-}
-
-/// Stores a table's state; of a table that is not recorded yet too.
+/// Stores a table's state; a cut where there is a new one.
 pub(crate) fn set_state(
-    session: &Session,
-    task: &str,
-    table: &Table,
-    target: &TableName,
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
     state: &TableState,
+    cut: Option<Position>,
 ) -> Result<()> {
     let (code, problem) = match state {
-        TableState::Broken { code, problem } => (Some(code), Some(problem)),
+        TableState::Broken { code, problem } => (Some(code.as_str()), Some(problem.as_str())),
         _ => (None, None),
     };
-    let update = "UPDATE pgferry.tables SET state = ?, code = ?, problem = ? \
-                  WHERE task = ? AND source_schema = ? AND source_table = ?";
-    let values = params![state.word(), code, problem, task, &*table.name.schema, &*table.name.name];
-    if session.execute(update, values, WRITING)? == 0 {
-        record_table(session, task, table, target, 0)?;
-        session.execute(update, values, WRITING)?;
+    let stored = connection
+        .execute(
+            "UPDATE pgferry.table_state SET state = ?, code = ?, problem = ?, cut = coalesce(?, cut) \
+             WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![
+                state.word(),
+                code,
+                problem,
+                cut.map(|cut| cut.to_string()),
+                task.as_str(),
+                &*table.schema,
+                &*table.name
+            ],
+        )
+        .map_err(storing)?;
+    if stored == 0 {
+        add_table(connection, task, table, table, false)?;
+        return set_state(connection, task, table, state, cut);
     }
     Ok(())
 }
 
-/// Stores the start of a copy: the cut, no chunk done.
-pub(crate) fn set_copying(session: &Session, task: &str, table: &Table, cut: Position) -> Result<()> {
-    let (schema, name) = (&*table.name.schema, &*table.name.name);
-    session.execute(
-        "DELETE FROM pgferry.chunks WHERE task = ? AND source_schema = ? AND source_table = ?",
-        params![task, schema, name],
-        WRITING,
-    )?;
-    session.execute(
-        "UPDATE pgferry.tables SET state = 'copying', cut = ?, code = NULL, problem = NULL \
-         WHERE task = ? AND source_schema = ? AND source_table = ?",
-        params![cut.to_string(), task, schema, name],
-        WRITING,
-    )?;
+/// Whether the table holds rows from before the task; `None`: the task does not know the table.
+pub(crate) fn rows_kept(connection: &Connection, task: &TaskId, table: &TableName) -> Result<Option<bool>> {
+    let found = connection.query_row(
+        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+        params![task.as_str(), &*table.schema, &*table.name],
+        |row| row.get(0),
+    );
+    match found {
+        Ok(kept) => Ok(Some(kept)),
+        Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
+        Err(failure) => Err(asking(failure)),
+    }
+}
+
+/// Whether a chunk is loaded.
+pub(crate) fn chunk_done(
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
+    number: u32,
+) -> Result<bool> {
+    let count: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ? AND number = ?",
+            params![task.as_str(), &*table.schema, &*table.name, number],
+            |row| row.get(0),
+        )
+        .map_err(asking)?;
+    Ok(count > 0)
+}
+
+/// Notes a loaded chunk.
+pub(crate) fn add_chunk(
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
+    number: u32,
+    rows: u64,
+) -> Result<()> {
+    connection
+        .execute(
+            "INSERT INTO pgferry.chunk VALUES (?, ?, ?, ?, ?)",
+            params![task.as_str(), &*table.schema, &*table.name, number, rows],
+        )
+        .map_err(storing)?;
     Ok(())
 }
 
-/// Whether the chunk is recorded as done.
-pub(crate) fn chunk_is_done(session: &Session, task: &str, table: &Table, number: u32) -> Result<bool> {
-    count(
-        session,
-        "SELECT count(*) FROM pgferry.chunks WHERE task = ? AND source_schema = ? AND source_table = ? AND number = ?",
-        params![task, &*table.name.schema, &*table.name.name, number],
-    )
-    .map(|count| count > 0)
-}
-
-/// Records the chunk as done.
-pub(crate) fn record_chunk(session: &Session, task: &str, table: &Table, number: u32, rows: u64) -> Result<()> {
-    session.execute(
-        "INSERT INTO pgferry.chunks VALUES (?, ?, ?, ?, ?)",
-        params![task, &*table.name.schema, &*table.name.name, number, rows],
-        WRITING,
-    )?;
-    Ok(())
-}
-
-fn count(session: &Session, sql: &str, parameters: impl duckdb::Params) -> Result<u64> {
-    session
-        .connection
-        .query_row(sql, parameters, |row| row.get(0))
-        .map_err(|failure| session.database.failed(&failure, READING))
+/// Forgets a table's chunks. Returns whether there were any.
+pub(crate) fn forget_chunks(connection: &Connection, task: &TaskId, table: &TableName) -> Result<bool> {
+    let gone = connection
+        .execute(
+            "DELETE FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*table.schema, &*table.name],
+        )
+        .map_err(storing)?;
+    Ok(gone > 0)
 }

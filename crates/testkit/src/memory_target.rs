@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pgferry_model::{
-    Batch, Cell, CellFormat, Class, Code, Column, Delivery, Error, Finding, Position, Progress, Result, Row, Slice,
-    SourceIdentity, Table, TableName, TableProgress, TableState, TaskId,
+    Batch, Cell, CellFormat, Class, Code, Column, Delivery, Error, Finding, Position, Progress, Result, Row,
+    Slice, SourceIdentity, Table, TableName, TableProgress, TableState, TaskId,
 };
 use pgferry_pipeline::{
-    ChangeForm, ChunkRows, ColumnMapping, Compacted, CopyMark, Fidelity, Inspect, Receipt, SchemaChange, TableChanges,
-    TablePlan, Target, TextRow, Wants,
+    ChangeForm, ChunkRows, ColumnMapping, Compacted, CopyMark, Fidelity, Inspect, Receipt, SchemaChange,
+    TableChanges, TablePlan, Target, TextRow, Wants,
 };
 use tokio::sync::Mutex;
 
-const BROKEN_PROMISE: Code = Code::new("pipeline.row_malformed");
+const BROKEN_PROMISE: Code = pgferry_pipeline::error::ROW_MALFORMED;
 
 type Key = Vec<Option<String>>;
 
@@ -45,25 +45,13 @@ pub enum Fault {
 }
 
 /// The target. Clones share the content.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct MemoryTarget {
     state: Arc<Mutex<State>>,
     slices: Arc<Mutex<Option<State>>>,
     epoch: Arc<Mutex<u64>>,
     faults: Arc<Mutex<VecDeque<(u64, Fault)>>>,
     applies: Arc<Mutex<u64>>,
-}
-
-impl Default for MemoryTarget {
-    fn default() -> Self {
-        MemoryTarget {
-            state: Arc::default(),
-            slices: Arc::default(),
-            epoch: Arc::default(),
-            faults: Arc::default(),
-            applies: Arc::default(),
-        }
-    }
 }
 
 impl MemoryTarget {
@@ -167,7 +155,10 @@ fn apply_table(state: &mut State, compacted: &Compacted) -> Result<()> {
         let mut cells = texts(row);
         if let Some(origin) = upsert.origin {
             let origin = key_of(table, &texts(tuple(origin.0)?));
-            let held = content.rows.get(&origin).ok_or_else(|| promise(&table.name, "the origin of an unchanged value is missing"))?;
+            let held = content
+                .rows
+                .get(&origin)
+                .ok_or_else(|| promise(&table.name, "the origin of an unchanged value is missing"))?;
             for (at, cell) in row.cells().enumerate() {
                 if cell == Cell::Unchanged {
                     cells[at].clone_from(&held[at]);
@@ -207,7 +198,7 @@ impl Target for MemoryTarget {
         Wants { changes: ChangeForm::LatestPerKey, loads_max: 8, slices: true }
     }
 
-    fn snapshot_format(&self, _column: &Column) -> CellFormat {
+    fn snapshot_format(&self, _table: &Table, _column: &Column) -> CellFormat {
         CellFormat::Text
     }
 

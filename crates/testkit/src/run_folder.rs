@@ -49,7 +49,7 @@ for entry in "$root"/processes/*; do
     alive "$pid" "$started" && kill -s KILL "$pid" 2>/dev/null
 done
 if [ -e "$root/keep" ]; then
-    rm -rf "$root"/*/data "$root"/*/socket "$root"/processes "$root/keep"
+    rm -rf "$root"/*/data "$root"/*/socket "$root"/libraries-* "$root"/processes "$root/keep"
 else
     rm -rf "$root"
 fi

@@ -11,6 +11,12 @@ use pgferry_postgres::{Session, quote_identifier, quote_literal};
 
 use crate::control::{PostgresControl, column, optional, position};
 use crate::error;
+use crate::refused;
+
+/// How often a blocked creation says what it waits for.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+/// From here on it says besides that it keeps waiting.
+const LONG_WAIT: Duration = Duration::from_secs(300);
 
 /// What the server says of a slot.
 #[derive(Clone, Debug)]
@@ -49,29 +55,35 @@ pub(crate) async fn find(control: &PostgresControl, name: &str) -> Result<Option
     }))
 }
 
+/// The error for a slot that another process reads from, with who that is.
+pub(crate) async fn active(control: &PostgresControl, name: &str) -> Error {
+    let asked = control
+        .ask(&format!(
+            "SELECT s.active_pid, a.usename, a.application_name, coalesce(a.client_addr::pg_catalog.text, 'a local socket') \
+             FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+             WHERE s.slot_name = {} AND s.active_pid IS NOT NULL",
+            quote_literal(name)
+        ))
+        .await;
+    let rows = asked.unwrap_or_default();
+    let part = |at| optional(&rows, 0, at);
+    let who = match (part(1), part(2), part(3)) {
+        (Some(user), Some(application), Some(address)) => {
+            format!(" (role {user}, application {application:?}, from {address})")
+        }
+        _ => String::new(),
+    };
+    error::slot_active(name, part(0).as_deref(), &who)
+}
+
 impl SlotState {
     /// Refuses a slot that cannot be streamed from, whatever its position.
     pub(crate) fn verify_usable(&self, name: &str) -> Result<()> {
         if self.plugin.as_deref() != Some("pgoutput") {
-            let plugin = self.plugin.as_deref().unwrap_or("none: it is a physical slot");
-            return Err(Error::task_broken(
-                error::SLOT_OTHER_PLUGIN,
-                format!("replication slot {name} has the output plugin {plugin}, not pgoutput"),
-            )
-            .with_cure(pgferry_model::Cure::advice(
-                "choose another slot name in the task file: replication.slot",
-            )));
+            return Err(error::slot_other_plugin(name, self.plugin.as_deref()));
         }
         if !self.this_database {
-            let other = self.database.as_deref().unwrap_or("?");
-            return Err(Error::task_broken(
-                error::SLOT_OTHER_DATABASE,
-                format!("replication slot {name} belongs to database {other}"),
-            )
-            .with_cure(
-                pgferry_model::Cure::advice("choose another slot name in the task file: replication.slot")
-                    .sql("SELECT slot_name, database FROM pg_replication_slots"),
-            ));
+            return Err(error::slot_other_database(name, self.database.as_deref().unwrap_or("?")));
         }
         if self.wal_status.as_deref() == Some("lost") {
             return Err(error::slot_invalidated(name, "wal_status is lost"));
@@ -95,13 +107,16 @@ pub(crate) async fn create(
         "CREATE_REPLICATION_SLOT {}{temporary_word} LOGICAL pgoutput {export}",
         quote_identifier(name)
     );
-    let pid = session.backend_pid();
+    let (pid, started) = (session.backend_pid(), tokio::time::Instant::now());
     let creating = session.simple_query(&statement);
     tokio::pin!(creating);
     let rows = loop {
         tokio::select! {
-            rows = &mut creating => break rows.map_err(|failure| explain_create(failure, name))?,
-            () = tokio::time::sleep(Duration::from_secs(5)) => say_blocked(control, pid).await,
+            rows = &mut creating => match rows {
+                Ok(rows) => break rows,
+                Err(failure) => return Err(refused::creating(control, failure, name).await),
+            },
+            () = tokio::time::sleep(SAY_EVERY) => say_blocked(control, pid, started.elapsed()).await,
         }
     };
     if !temporary {
@@ -111,7 +126,7 @@ pub(crate) async fn create(
 }
 
 /// The transactions that a slot's creation waits for.
-async fn say_blocked(control: &PostgresControl, pid: i32) {
+async fn say_blocked(control: &PostgresControl, pid: i32, waited: Duration) {
     let asked = control
         .ask(&format!(
             "SELECT a.pid, a.usename, pg_catalog.date_trunc('second', pg_catalog.now() - a.xact_start) \
@@ -129,34 +144,13 @@ async fn say_blocked(control: &PostgresControl, pid: i32) {
         pid = part(0),
         user = part(1),
         open_for = part(2),
-        "the slot waits for an open transaction; commit it, or run SELECT pg_terminate_backend({})",
+        waited_s = waited.as_secs(),
+        "{}; commit it, or run SELECT pg_terminate_backend({})",
+        if waited < LONG_WAIT {
+            "the slot waits for an open transaction"
+        } else {
+            "the slot still waits for an open transaction and keeps waiting; meanwhile it holds back the log"
+        },
         part(0)
     );
-}
-
-fn explain_create(failure: Error, name: &str) -> Error {
-    let text = failure.cause().unwrap_or_default();
-    let cure = pgferry_model::Cure::advice;
-    if text.contains("53400") {
-        return Error::task_broken(error::SLOTS_EXHAUSTED, "every replication slot of the server is used")
-            .with_cure(
-                cure("drop a slot that nobody needs (pgferry slot list shows them), or allow more")
-                    .sql("ALTER SYSTEM SET max_replication_slots = 20")
-                    .run_as("superuser")
-                    .restart(pgferry_model::Restart::Server),
-            )
-            .with_origin(failure);
-    }
-    if text.contains("wal_level") {
-        return Error::task_broken(error::WAL_LEVEL, "logical decoding is off: wal_level is not logical")
-            .with_cure(
-                cure("turn it on and restart the server; on Amazon RDS set rds.logical_replication = 1 in the parameter group")
-                    .sql("ALTER SYSTEM SET wal_level = 'logical'")
-                    .run_as("superuser")
-                    .restart(pgferry_model::Restart::Server),
-            )
-            .with_origin(failure);
-    }
-    tracing::debug!(slot = name, "slot not created");
-    failure
 }

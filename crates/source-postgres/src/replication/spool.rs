@@ -177,6 +177,7 @@ impl Spools {
         if matches!(spool.storage, Storage::Open { .. }) {
             self.open_files = self.open_files.saturating_sub(1);
         }
+        drop(spool);
     }
 
     /// Drops a transaction's spool, if there is one.
@@ -346,7 +347,7 @@ impl Replay {
     }
 
     /// The next frame that was not rolled back, or the end. A streamed frame has its subtransaction's id at byte 1.
-    pub fn next(&mut self) -> Result<Option<&[u8]>> {
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>> {
         let (from_file, start, len) = loop {
             let Some((from_file, start, len)) = self.locate()? else { return Ok(None) };
             let frame = self.source(from_file).get(start..start + len).unwrap_or_default();

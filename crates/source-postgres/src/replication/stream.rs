@@ -15,14 +15,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use pgferry_model::{Error, Position, Result};
+use pgferry_model::{Cure, Error, Position, Result};
 use pgferry_pipeline::{Assembler, ChangeStream, Filled};
 use pgferry_postgres::SessionReader;
 
 use super::feedback::Feedback;
 use super::transaction::{Flow, Transactions};
+use crate::config::Replication;
+use crate::decode::protocol_error;
 use crate::decode::relation_cache::Question;
 use crate::error;
+use crate::refused;
 
 /// A read that brought less than this while the stream is busy is worth a nap.
 const SMALL_READ_BYTES: usize = 32 << 10;
@@ -40,6 +43,8 @@ pub(crate) struct PostgresStream {
     reader: SessionReader,
     feedback: Feedback,
     transactions: Transactions,
+    replication: Replication,
+    after: Position,
     source_end: Position,
     last_read_at: Option<Instant>,
     last_read_bytes: usize,
@@ -50,9 +55,20 @@ impl PostgresStream {
         reader: SessionReader,
         feedback: Feedback,
         transactions: Transactions,
+        replication: Replication,
+        after: Position,
         source_end: Position,
     ) -> Self {
-        PostgresStream { reader, feedback, transactions, source_end, last_read_at: None, last_read_bytes: 0 }
+        PostgresStream {
+            reader,
+            feedback,
+            transactions,
+            replication,
+            after,
+            source_end,
+            last_read_at: None,
+            last_read_bytes: 0,
+        }
     }
 
     /// Takes every complete frame at hand. `None`: all taken.
@@ -88,7 +104,14 @@ impl PostgresStream {
                     _ => return Err(malformed("an unknown replication message")),
                 },
                 b'c' | b'C' | b'Z' => return Err(ended()),
-                b'E' => return Err(self.reader.server_error(frame.body, "the change stream")),
+                b'E' => {
+                    let failure = self.reader.server_error(frame.body, "the change stream");
+                    return Err(refused::streaming(failure, &self.replication, self.after));
+                }
+                b'N' => match refused::warned(frame.body, &self.replication) {
+                    Some(failure) => return Err(failure),
+                    None => Flow::Continue,
+                },
                 _ => Flow::Continue,
             };
             self.reader.consume_frame();
@@ -182,8 +205,10 @@ fn keepalive(body: &[u8]) -> Result<(Position, bool)> {
 
 fn ended() -> Error {
     Error::transient(error::STREAM_ENDED, "the server ended the change stream")
+        .with_cause("it was restarted, or the session was ended by a person, a timeout or the network")
+        .with_cure(Cure::advice("nothing: the task connects again and goes on where the target stands"))
 }
 
 fn malformed(what: &str) -> Error {
-    Error::task_broken(error::PROTOCOL, format!("the replication stream is malformed: {what}"))
+    protocol_error(format!("the replication stream is malformed: {what}"))
 }

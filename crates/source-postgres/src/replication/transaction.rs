@@ -312,7 +312,7 @@ impl Transactions {
             if assembler.full() {
                 return Ok(Some(Flow::Stop));
             }
-            let Some(record) = replaying.replay.next()? else { return Ok(None) };
+            let Some(record) = replaying.replay.next_frame()? else { return Ok(None) };
             match decode(record, true)?.message {
                 Message::Relation(relation) => {
                     self.relations.describe(&relation);

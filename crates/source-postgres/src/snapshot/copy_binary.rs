@@ -13,7 +13,7 @@
 
 use pgferry_model::{Batch, CellFormat, Error, Op, Result, VALUE_BYTES_MAX};
 
-use crate::error;
+use crate::decode::protocol_error;
 
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 const FLAGS_WITH_OIDS: u32 = 1 << 16;
@@ -167,7 +167,7 @@ fn int4(bytes: &[u8], at: usize) -> i32 {
 }
 
 fn malformed(what: &str) -> Error {
-    Error::task_broken(error::PROTOCOL, format!("the server's COPY data is malformed: {what}"))
+    protocol_error(format!("the server's COPY data is malformed: {what}"))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use pgferry_model::{Batch, CellFormat, Error, Result, Table};
+use pgferry_model::{Batch, CellFormat, Cure, Error, Result, Table};
 use pgferry_pipeline::{RowSender, failpoint};
 use pgferry_postgres::{Session, quote_identifier};
 
@@ -94,7 +94,9 @@ pub(crate) async fn copy_rows(
             return Err(Error::transient(
                 error::STREAM_ENDED,
                 "the server closed the connection in the middle of a COPY",
-            ));
+            )
+            .with_cause("it was restarted, or the session was ended by a person, a timeout or the network")
+            .with_cure(Cure::advice("nothing: the chunk is copied again")));
         }
     }
 }
@@ -130,8 +132,15 @@ mod tests {
             rows_estimated: 0,
             bytes: 0,
         };
-        let heap =
-            Heap { oid: 1, schema: "s".into(), name: "Käse".into(), bytes: 0, pages: 9, splittable: true };
+        let heap = Heap {
+            oid: 1,
+            schema: "s".into(),
+            name: "Käse".into(),
+            bytes: 0,
+            pages: 9,
+            splittable: true,
+            filter: None,
+        };
         let range = PageRange { oid: 1, pages: Some((3, None)) };
         let formats = [CellFormat::Text, CellFormat::Binary];
         assert_eq!(

@@ -13,7 +13,7 @@
 //! Functions". The slot's consistent point is the cut: decoding skips a commit whose record begins before it.
 
 use parking_lot::Mutex;
-use pgferry_model::{Error, Position, Result};
+use pgferry_model::{Cure, Error, Position, Result};
 use pgferry_postgres::{Purpose, Session, quote_literal};
 
 use crate::control::{PostgresControl, column, query};
@@ -83,7 +83,7 @@ impl Exported {
         match first.as_ref() {
             None => *first = Some(seen),
             Some(first) if *first == seen => {}
-            Some(_) => return Err(differs()),
+            Some(_) => return Err(error::snapshot_differs()),
         }
         drop(first);
         Ok(session)
@@ -116,12 +116,10 @@ async fn plain(session: &mut Session) -> Result<(String, Position)> {
 }
 
 fn lost(failure: Error) -> Error {
-    Error::transient(SNAPSHOT_LOST, "the consistent snapshot is gone: its exporting connection ended")
+    Error::transient(SNAPSHOT_LOST, "the consistent snapshot is gone")
+        .with_cause(
+            "the connection that exported it ended: a restart, a timeout of a firewall, an ended session",
+        )
+        .with_cure(Cure::advice("nothing: unfinished tables are copied again under a new snapshot"))
         .with_origin(failure)
-}
-
-fn differs() -> Error {
-    Error::task_broken(error::SNAPSHOT_DIFFERS, "a worker's connection does not see the exported snapshot")
-        .with_cause("the address leads to more than one server: a load balancer or a reader endpoint")
-        .with_cure(pgferry_model::Cure::advice("connect to one server: the primary's own address"))
 }

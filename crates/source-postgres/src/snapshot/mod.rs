@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pgferry_model::{CellFormat, Error, Position, Result, Table, TableId};
+use pgferry_model::{CellFormat, Cure, Error, Position, Result, Table, TableId};
 use pgferry_pipeline::{Chunk, RowSender, Snapshot};
 
 use crate::control::PostgresControl;
 use crate::error;
+use crate::refused;
 use crate::snapshot::copy_reader::{copy_rows, copy_statement};
 use crate::snapshot::export::Exported;
 use crate::snapshot::plan::{Heap, PageRange, split};
@@ -66,12 +67,12 @@ impl Snapshot for ConsistentSnapshot {
             .zip(formats)
             .map(|(column, &wanted)| if column.data_type.sends_binary { wanted } else { CellFormat::Text })
             .collect();
-        let filters: Vec<&str> = extent.filters.iter().map(String::as_str).collect();
+        let filters: Vec<&str> = extent.filters.iter().chain(&heap.filter).map(String::as_str).collect();
         let statement = copy_statement(table, heap, &range, &formats, &filters);
         let mut session = self.exported.worker(&self.control).await?;
         let rows = copy_rows(&mut session, &statement, table, formats, out)
             .await
-            .map_err(|failure| of(failure, table))?;
+            .map_err(|failure| refused::copying(failure, table, &self.control.config))?;
         self.exported.put_back(session);
         Ok(rows)
     }
@@ -93,12 +94,6 @@ fn unknown(table: &Table) -> Error {
         table.name.clone(),
         format!("{} is not in the snapshot's plan", table.name),
     )
-}
-
-/// What the server refuses about one table belongs to that table.
-fn of(failure: Error, table: &Table) -> Error {
-    if failure.class() == pgferry_model::Class::TaskBroken {
-        return failure.with_class(pgferry_model::Class::TableBroken).with_table(table.name.clone());
-    }
-    failure
+    .with_cause("the table was replaced by another one of the same name while the snapshot was open")
+    .with_cure(Cure::advice("start the task again"))
 }

@@ -30,6 +30,8 @@ pub(crate) struct Heap {
     pub(crate) pages: u64,
     /// Whether ctid ranges may be read: an ordinary heap on a server that reads them efficiently.
     pub(crate) splittable: bool,
+    /// The row filter of a leaf that is published by itself.
+    pub(crate) filter: Option<String>,
 }
 
 /// A part of a relation, in the text form that [`pgferry_pipeline::Chunk::range`] carries: `oid:first:end`, or `oid` for all of it.
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     fn heap(bytes: u64, pages: u64, splittable: bool) -> Heap {
-        Heap { oid: 7, schema: "s".into(), name: "t".into(), bytes, pages, splittable }
+        Heap { oid: 7, schema: "s".into(), name: "t".into(), bytes, pages, splittable, filter: None }
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! Where the programs of a PostgreSQL major are, and as which user they run.
 //!
-//! Invariant: a server that is not installed is an error that names its cure, never a skipped test.
+//! Invariants: a server that is not installed is an error that names its cure, never a skipped test; a packaged server
+//! loads its own libpq, never the system's, whose OpenSSL is another one: two in one process crash the WAL receiver.
 
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::run_folder;
 
 /// The majors that tests run on: the oldest supported one, one without binary streams, the distribution's, the newest.
 pub const MAJORS: [u32; 4] = [10, 13, 15, 18];
@@ -41,7 +46,8 @@ pub(crate) struct Installation {
     /// As the program says it: `18.4`.
     pub(crate) version: String,
     programs: PathBuf,
-    libraries: Option<PathBuf>,
+    /// Where its shared libraries are, as LD_LIBRARY_PATH.
+    libraries: Option<OsString>,
     /// User and group the programs run as; `None`: as we do.
     account: Option<(u32, u32)>,
 }
@@ -51,7 +57,7 @@ impl Installation {
         let cached = cache()?.join(format!("postgres-{major}")).join("native");
         let distribution = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
         let (programs, libraries) = if cached.join("bin/postgres").exists() {
-            (cached.join("bin"), Some(cached.join("lib")))
+            (cached.join("bin"), Some(library_path(major, &cached.join("lib"))?))
         } else if distribution.join("postgres").exists() {
             (distribution, None)
         } else {
@@ -112,6 +118,30 @@ impl Installation {
         }
         Ok(())
     }
+}
+
+/// A package's libraries, its libpq first under the name that programs ask for: the package itself has that name only
+/// as a link to be made, and without it the loader takes the system's libpq in silence.
+fn library_path(major: u32, libraries: &Path) -> Result<OsString> {
+    let own = run_folder::root()?.join(format!("libraries-{major}"));
+    if let Err(error) = fs::create_dir(&own)
+        && error.kind() != ErrorKind::AlreadyExists
+    {
+        return Err(error).with_context(|| format!("cannot make {}", own.display()));
+    }
+    let libpq = libraries.join(format!("libpq.so.5.{major}"));
+    if !libpq.exists() {
+        bail!("PostgreSQL {major} has no {}; run `scripts/setup --test`", libpq.display());
+    }
+    if let Err(error) = symlink(&libpq, own.join("libpq.so.5"))
+        && error.kind() != ErrorKind::AlreadyExists
+    {
+        return Err(error).with_context(|| format!("cannot link {}", libpq.display()));
+    }
+    let mut path = own.into_os_string();
+    path.push(":");
+    path.push(libraries);
+    Ok(path)
 }
 
 fn postgres_account() -> Result<(u32, u32)> {

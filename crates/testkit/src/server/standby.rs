@@ -9,7 +9,6 @@
 //! Why not `pg_basebackup`: the servers from the registry (10, 13, 18) come without it; the functions it stands on
 //! (PostgreSQL docs, "Making a Base Backup Using the Low Level API") work on all of them.
 //! Limits: `pg_backup_start` from 15, `pg_start_backup` below; `standby.signal` from 12, `recovery.conf` below.
-//! The WAL receiver of the packaged 10 crashes when its primary dies: sessions on that standby end, its data is safe.
 //! A slot named `standby_<n>` stays on the primary, so give standbys to servers of a test's own.
 
 use std::fs;
@@ -67,7 +66,8 @@ impl Server {
     /// Makes a standby a server of its own and waits until it takes writes.
     pub async fn promote(&self) -> Result<()> {
         let mut command = self.0.installation.command("pg_ctl");
-        command.arg("promote").arg("-D").arg(self.data_dir());
+        // Without waiting: pg_ctl's own wait is 60 s, and what it waits for is asked below.
+        command.args(["promote", "-W", "-D"]).arg(self.data_dir());
         blocking(move || template::check("pg_ctl promote", &command.output()?)).await?;
         let client = self.client("postgres").await?;
         for _ in 0..1000 {

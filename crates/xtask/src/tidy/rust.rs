@@ -142,7 +142,8 @@ fn marks_test(attribute: &syn::Attribute) -> bool {
 /// Files that cargo, or a `#[cfg(test)] mod tests;`, compiles for tests only.
 fn is_test_path(path: &str) -> bool {
     path.ends_with("/tests.rs")
-        || path.split('/').any(|part| matches!(part, "tests" | "benches" | "fuzz_targets"))
+        || path.ends_with("_tests.rs")
+        || path.split('/').any(|part| matches!(part, "tests" | "benches" | "examples" | "fuzz_targets"))
 }
 
 /// Whether `word` stands in `text` with no letter, digit or `_` next to it.

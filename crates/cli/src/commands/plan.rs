@@ -1,0 +1,86 @@
+//! `pgferry plan`: what a run would make on both sides, and how much it would copy.
+
+use pgferry_task::build::select;
+use pgferry_task::plan::{Planned, plan};
+use pgferry_task::spec;
+use serde_json::{Value, json};
+
+use super::Ended;
+use crate::arguments::FileAndTasks;
+use crate::exit_code::ExitCode;
+use crate::figures::{bytes, count, plural, table};
+use crate::output::Output;
+
+pub(super) async fn run(selection: &FileAndTasks, output: &Output) -> Ended {
+    let spec = spec::read_file(&selection.file)?;
+    let mut results = Vec::new();
+    let mut changes = 0;
+    for task in select(&spec, &selection.tasks)? {
+        let planned = plan(&spec, task).await?;
+        changes += u64::from(planned.changes());
+        output.data(&text(&planned, output));
+        results.push(json(&planned));
+    }
+    let summary = format!("{} would make something new", plural(changes, "task"));
+    output.result(true, &summary, &Value::Array(results));
+    Ok(ExitCode::Success)
+}
+
+fn text(planned: &Planned, output: &Output) -> String {
+    let paint = output.paint_data;
+    let mut lines = vec![paint.strong(&planned.task)];
+    for object in &planned.objects {
+        let does = match (object.exists, object.creates) {
+            (true, _) => "is there",
+            (false, true) => "would be made",
+            (false, false) => "is missing",
+        };
+        lines.push(format!("  {:<11} {}  {does}", object.kind, object.name));
+    }
+    let (mut rows, mut size) = (0, 0);
+    let tables = planned.tables.iter().map(|table| {
+        rows += table.rows;
+        size += table.bytes;
+        let way = if table.streams { "snapshot, changes" } else { "snapshot" };
+        let target = if table.ddl.is_empty() { "is there" } else { "would be made" };
+        vec![
+            table.source.to_string(),
+            table.target.to_string(),
+            format!("~{}", count(table.rows)),
+            bytes(table.bytes),
+            way.to_owned(),
+            target.to_owned(),
+        ]
+    });
+    let header = ["source", "target", "rows", "bytes", "carried by", "in the target"];
+    lines.push(table(&header, tables.collect(), 2));
+    lines.push(format!(
+        "  ~{} rows, {}, {} at once",
+        count(rows),
+        bytes(size),
+        plural(planned.workers as u64, "part")
+    ));
+    for statement in planned.tables.iter().flat_map(|table| &table.ddl) {
+        lines.push(format!("\n  {};", statement.trim_end_matches(';').replace('\n', "\n  ")));
+    }
+    for note in &planned.notes {
+        lines.push(format!("\n  {} {note}", paint.warning("note:")));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn json(planned: &Planned) -> Value {
+    let object = |object: &pgferry_task::plan::SourceObject| json!({ "kind": object.kind, "name": object.name, "exists": object.exists, "creates": object.creates });
+    let table = |table: &pgferry_task::plan::PlannedTable| {
+        json!({
+            "source": table.source.to_string(), "target": table.target.to_string(), "rows_estimated": table.rows,
+            "bytes": table.bytes, "streams": table.streams, "ddl": table.ddl,
+        })
+    };
+    json!({
+        "task": planned.task, "changes": planned.changes(), "workers": planned.workers, "notes": planned.notes,
+        "objects": planned.objects.iter().map(object).collect::<Vec<_>>(),
+        "tables": planned.tables.iter().map(table).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,105 @@
+//! The exit codes, and which error ends with which. Scripts depend on them: they do not change.
+
+use pgferry_model::{Error, Finding, Outcome};
+
+/// How the program ends. Of several, the worst is told: environment, usage, checks, the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitCode {
+    /// Done.
+    Success,
+    /// Something broke while running.
+    Failure,
+    /// Wrong arguments or a wrong task file; clap's own code too.
+    Usage,
+    /// A server or a file cannot be reached or used.
+    Environment,
+    /// The command ran, and its answer is bad: checks failed, sides differ.
+    ChecksFailed,
+    /// The task ended with tables set aside.
+    TablesSetAside,
+    /// Somebody else holds what is needed.
+    Conflict,
+}
+
+impl ExitCode {
+    /// The number.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            ExitCode::Success => 0,
+            ExitCode::Failure => 1,
+            ExitCode::Usage => 2,
+            ExitCode::Environment => 3,
+            ExitCode::ChecksFailed => 4,
+            ExitCode::TablesSetAside => 5,
+            ExitCode::Conflict => 8,
+        }
+    }
+
+    fn rank(self) -> u8 {
+        match self {
+            ExitCode::Environment => 6,
+            ExitCode::Usage => 5,
+            ExitCode::Conflict => 4,
+            ExitCode::ChecksFailed => 3,
+            ExitCode::Failure => 2,
+            ExitCode::TablesSetAside => 1,
+            ExitCode::Success => 0,
+        }
+    }
+
+    /// The worse of two.
+    pub(crate) fn worse(self, other: ExitCode) -> ExitCode {
+        if other.rank() > self.rank() { other } else { self }
+    }
+
+    /// The one of an error code.
+    pub(crate) fn of_code(code: &str) -> ExitCode {
+        match code {
+            "source.slot_active" | "slot.in_use" | "target.locked" | "target.fenced" => ExitCode::Conflict,
+            "compare.different" => ExitCode::ChecksFailed,
+            "demo.no_server" | "config.secret_missing" => ExitCode::Environment,
+            _ if code.starts_with("config.") || code.starts_with("cli.") => ExitCode::Usage,
+            _ if code.starts_with("connection.") => ExitCode::Environment,
+            _ => ExitCode::Failure,
+        }
+    }
+
+    /// The one of an error.
+    pub(crate) fn of_error(error: &Error) -> ExitCode {
+        ExitCode::of_code(error.code().as_str())
+    }
+
+    /// The one of a check's findings.
+    pub(crate) fn of_findings<'a>(findings: impl Iterator<Item = &'a Finding>) -> ExitCode {
+        let of = |finding: &Finding| match (finding.outcome, finding.code) {
+            (Outcome::Passed | Outcome::Warning, _) => ExitCode::Success,
+            (Outcome::Failed, Some(code)) => match ExitCode::of_code(code.as_str()) {
+                ExitCode::Failure | ExitCode::Conflict => ExitCode::ChecksFailed,
+                other => other,
+            },
+            (Outcome::Failed, None) => ExitCode::ChecksFailed,
+        };
+        findings.map(of).fold(ExitCode::Success, ExitCode::worse)
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        std::process::ExitCode::from(code.number())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_class_wins() {
+        let all = [ExitCode::Success, ExitCode::ChecksFailed, ExitCode::Environment, ExitCode::Usage];
+        assert_eq!(all.into_iter().fold(ExitCode::Success, ExitCode::worse), ExitCode::Environment);
+        assert_eq!(ExitCode::Failure.worse(ExitCode::ChecksFailed), ExitCode::ChecksFailed);
+        assert_eq!(ExitCode::of_code("config.unknown_key").number(), 2);
+        assert_eq!(ExitCode::of_code("connection.unreachable").number(), 3);
+        assert_eq!(ExitCode::of_code("source.slot_missing").number(), 1);
+    }
+}

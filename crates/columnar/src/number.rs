@@ -1,0 +1,205 @@
+//! Numbers from PostgreSQL's text and binary forms.
+//!
+//! Binary numeric: PostgreSQL source, `numeric.c`, `numeric_send`: digits(2) weight(2) sign(2) display scale(2), then base-10000 digits.
+
+const NUMERIC_NEGATIVE: u16 = 0x4000;
+const NUMERIC_POSITIVE: u16 = 0x0000;
+const BASE: i128 = 10_000;
+const BASE_DIGITS: i32 = 4;
+
+/// A decimal's digits as an integer scaled by `10^scale`. `Err` says why it does not fit.
+pub(crate) fn decimal_from_text(text: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
+    let (negative, digits) = match text.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        Some((b'+', rest)) => (false, rest),
+        _ => (false, text),
+    };
+    let mut value: i128 = 0;
+    let mut fraction: Option<i32> = None;
+    let mut seen = false;
+    for &byte in digits {
+        match byte {
+            b'0'..=b'9' => {
+                seen = true;
+                let digit = i128::from(byte - b'0');
+                match &mut fraction {
+                    Some(places) if *places >= i32::from(scale) => {
+                        if digit != 0 {
+                            return Err("has more fractional digits than the column's scale");
+                        }
+                        continue;
+                    }
+                    Some(places) => *places += 1,
+                    None => {}
+                }
+                value = value
+                    .checked_mul(10)
+                    .and_then(|value| value.checked_add(digit))
+                    .ok_or("has too many digits")?;
+            }
+            b'.' if fraction.is_none() => fraction = Some(0),
+            _ => return Err(special(text)),
+        }
+    }
+    if !seen {
+        return Err(special(text));
+    }
+    let missing = i32::from(scale) - fraction.unwrap_or(0);
+    let value = shift(value, missing)?;
+    within(if negative { -value } else { value }, precision)
+}
+
+fn special(text: &[u8]) -> &'static str {
+    match text {
+        b"NaN" => "is NaN",
+        b"Infinity" | b"-Infinity" => "is infinite",
+        _ => "is not a number",
+    }
+}
+
+/// See [`decimal_from_text`].
+pub(crate) fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
+    let word = |at: usize| bytes.get(at..at + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let (Some(count), Some(weight), Some(sign)) = (word(0), word(2), word(4)) else {
+        return Err("is malformed");
+    };
+    if sign != NUMERIC_POSITIVE && sign != NUMERIC_NEGATIVE {
+        return Err(if sign == 0xC000 { "is NaN" } else { "is infinite" });
+    }
+    let weight = i32::from(weight as i16);
+    // The last digit stands for BASE^(weight - count + 1); in units of the scale, for 10^exponent.
+    let exponent = (weight - i32::from(count) + 1) * BASE_DIGITS + i32::from(scale);
+    let mut value: i128 = 0;
+    for index in 0..count {
+        let digit = i128::from(word(8 + usize::from(index) * 2).ok_or("is malformed")?);
+        // A scale that is no multiple of four cuts through the last digit: only its leading part is taken, the rest must be zero. Taking
+        // all of it first would overflow on 38 digits.
+        let cut = if index + 1 == count && exponent < 0 {
+            exponent.unsigned_abs().min(BASE_DIGITS as u32)
+        } else {
+            0
+        };
+        let divisor = 10i128.pow(cut);
+        if digit % divisor != 0 {
+            return Err("has more fractional digits than the column's scale");
+        }
+        value = value
+            .checked_mul(BASE / divisor)
+            .and_then(|value| value.checked_add(digit / divisor))
+            .ok_or("has too many digits")?;
+    }
+    let value = shift(value, if exponent < 0 { (exponent + BASE_DIGITS).min(0) } else { exponent })?;
+    within(if sign == NUMERIC_NEGATIVE { -value } else { value }, precision)
+}
+
+/// `value * 10^places`, exactly.
+fn shift(value: i128, places: i32) -> Result<i128, &'static str> {
+    if value == 0 {
+        return Ok(0);
+    }
+    let power = |places: u32| 10i128.checked_pow(places).ok_or("has too many digits");
+    if places >= 0 {
+        value.checked_mul(power(places.unsigned_abs())?).ok_or("has too many digits")
+    } else {
+        let divisor =
+            power(places.unsigned_abs()).map_err(|_| "has more fractional digits than the column's scale")?;
+        if value % divisor == 0 {
+            Ok(value / divisor)
+        } else {
+            Err("has more fractional digits than the column's scale")
+        }
+    }
+}
+
+fn within(value: i128, precision: u8) -> Result<i128, &'static str> {
+    let limit = 10u128.checked_pow(u32::from(precision)).unwrap_or(u128::MAX);
+    if value.unsigned_abs() < limit { Ok(value) } else { Err("has more digits than the column's precision") }
+}
+
+/// A whole number in text form.
+pub(crate) fn integer<T: lexical_core::FromLexical>(text: &[u8]) -> Result<T, &'static str> {
+    lexical_core::parse(text).map_err(|_| "is not a whole number in range")
+}
+
+/// A float in text form; every special form of PostgreSQL's.
+pub(crate) fn float<T: lexical_core::FromLexical + From<f32>>(text: &[u8]) -> Result<T, &'static str> {
+    match text {
+        b"NaN" => Ok(T::from(f32::NAN)),
+        b"Infinity" => Ok(T::from(f32::INFINITY)),
+        b"-Infinity" => Ok(T::from(f32::NEG_INFINITY)),
+        _ => lexical_core::parse(text).map_err(|_| "is not a number"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The binary form by PostgreSQL's rule, made from the text independently of the parser.
+    fn binary(text: &str) -> Vec<u8> {
+        let (sign, digits) = text.strip_prefix('-').map_or((0u16, text), |rest| (NUMERIC_NEGATIVE, rest));
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let whole = format!("{whole:0>width$}", width = whole.len().div_ceil(4) * 4);
+        let padded = format!("{fraction:0<width$}", width = fraction.len().div_ceil(4) * 4);
+        let groups = |text: &str| {
+            text.as_bytes()
+                .chunks(4)
+                .map(|group| std::str::from_utf8(group).expect("digits").parse::<u16>().expect("a group"))
+                .collect::<Vec<u16>>()
+        };
+        let (mut list, mut weight) = (groups(&whole), whole.len() as i16 / 4 - 1);
+        list.extend(groups(&padded));
+        while list.first() == Some(&0) {
+            list.remove(0);
+            weight -= 1;
+        }
+        while list.last() == Some(&0) {
+            list.pop();
+        }
+        let mut bytes = Vec::new();
+        bytes.extend((list.len() as u16).to_be_bytes());
+        bytes.extend((if list.is_empty() { 0 } else { weight }).to_be_bytes());
+        bytes.extend(sign.to_be_bytes());
+        bytes.extend((fraction.len() as u16).to_be_bytes());
+        list.iter().for_each(|group| bytes.extend(group.to_be_bytes()));
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn both_forms_of_a_decimal_give_its_digits(unscaled in -(10i128.pow(37))..10i128.pow(37), scale in 0u8..30) {
+            let digits = format!("{:0>width$}", unscaled.unsigned_abs(), width = usize::from(scale) + 1);
+            let (whole, fraction) = digits.split_at(digits.len() - usize::from(scale));
+            let sign = if unscaled < 0 { "-" } else { "" };
+            let text = if scale == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") };
+            prop_assert_eq!(decimal_from_text(text.as_bytes(), 38, scale as i8), Ok(unscaled));
+            prop_assert_eq!(decimal_from_binary(&binary(&text), 38, scale as i8), Ok(unscaled));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_never_changed() {
+        for text in ["NaN", "Infinity", "-Infinity", "", "-", ".", "1.234", "1000", "1e5", "1.2.3"] {
+            assert!(decimal_from_text(text.as_bytes(), 5, 2).is_err(), "{text:?}");
+        }
+        assert_eq!(decimal_from_text(b"1.230", 5, 2), Ok(123));
+        assert_eq!(decimal_from_text(b"-0.01", 5, 2), Ok(-1));
+        assert_eq!(decimal_from_text(b"999.99", 5, 2), Ok(99_999));
+        assert!(decimal_from_binary(&binary("1.2345"), 5, 2).is_err());
+        assert!(decimal_from_binary(&binary("1000"), 5, 2).is_err());
+        assert_eq!(decimal_from_binary(&[0, 0, 0, 0, 0xC0, 0, 0, 0], 5, 2), Err("is NaN"));
+        assert!(decimal_from_binary(&[0, 9, 0], 5, 2).is_err());
+        assert_eq!(decimal_from_binary(&binary("1000000"), 10, 0), Ok(1_000_000));
+    }
+
+    #[test]
+    fn floats_have_their_special_forms() {
+        assert!(float::<f64>(b"NaN").expect("NaN").is_nan());
+        assert_eq!(float::<f32>(b"-Infinity"), Ok(f32::NEG_INFINITY));
+        assert_eq!(float::<f64>(b"-0").map(f64::to_bits), Ok((-0.0f64).to_bits()));
+        assert_eq!(float::<f64>(b"1e-07"), Ok(1e-7));
+        assert!(float::<f64>(b"x").is_err() && integer::<i16>(b"40000").is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! THE list of source kinds and target kinds: the only place that names them all.
+//!
+//! A new kind is one arm here, its `Connection` variant in `spec/validated.rs`, its keys in `spec/raw.rs`.
+
+use std::sync::Arc;
+
+use pgferry_model::{Error, Result};
+use pgferry_pipeline::error::WORKER_LOST;
+use pgferry_pipeline::{Source, Target};
+use pgferry_source_postgres as source_postgres;
+use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
+
+use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
+
+use crate::connect::connection_config;
+use crate::spec::{CONFLICT, Connection, DuckdbConnection, Manage, PostgresConnection, Spec, TaskSpec};
+
+/// Kinds that a task can read from.
+pub const SOURCE_KINDS: &[&str] = &["postgres"];
+/// Kinds that a task can write to.
+pub const TARGET_KINDS: &[&str] = &["duckdb"];
+
+/// Builds a task's source. Nothing is connected yet; secrets are looked up.
+pub fn source(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Source>> {
+    match spec.connections.get(&task.source) {
+        Some(Connection::Postgres(connection)) => {
+            Ok(Arc::new(PostgresSource::new(postgres_source(connection, task)?)))
+        }
+        other => Err(no_such("source", &task.source, other)),
+    }
+}
+
+/// Builds a task's target and opens it.
+pub async fn target(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Target>> {
+    match spec.connections.get(&task.target) {
+        Some(Connection::Duckdb(connection)) => duckdb_target(connection, task).await,
+        other => Err(no_such("target", &task.target, other)),
+    }
+}
+
+fn no_such(role: &str, name: &str, found: Option<&Connection>) -> Error {
+    let problem = match found {
+        Some(connection) => format!("connection `{name}` of kind {} cannot be a {role}", connection.kind()),
+        None => format!("there is no connection `{name}`"),
+    };
+    Error::task_broken(CONFLICT, problem)
+}
+
+fn postgres_source(connection: &PostgresConnection, task: &TaskSpec) -> Result<PostgresSourceConfig> {
+    let tables = task.selection.tables.iter().map(|table| TableOptions {
+        source: Some(table.source.clone()),
+        target: Some(table.target.clone()),
+        primary_key: table.primary_key.clone(),
+        snapshot_where: table.snapshot_where.clone(),
+        exclude_columns: table.exclude_columns.clone(),
+    });
+    Ok(PostgresSourceConfig {
+        connection: connection_config(connection, task.id.as_str())?,
+        task: task.id.to_string(),
+        sync_mode: task.settings.sync_mode,
+        include: task.selection.include.clone(),
+        exclude: task.selection.exclude.clone(),
+        tables: tables.collect(),
+        replication: source_postgres::Replication {
+            publication: task.replication.publication.clone(),
+            slot: task.replication.slot.clone(),
+            manage: match task.replication.manage {
+                Manage::Never => source_postgres::Manage::Never,
+                Manage::Create => source_postgres::Manage::Create,
+            },
+            from: SelectFrom::Tables,
+        },
+        workers: task.settings.workers,
+        spool_directory: Some(task.spool_directory.clone()),
+        spool_memory_bytes_max: task.settings.buffer_bytes_max / 2,
+    })
+}
+
+async fn duckdb_target(connection: &DuckdbConnection, task: &TaskSpec) -> Result<Arc<dyn Target>> {
+    let mut config = DuckdbConfig::new(&connection.path);
+    config.schema = task.selection.target_schema.clone();
+    config.memory_limit = format!("{}B", connection.memory_limit);
+    config.threads = usize::from(connection.threads);
+    for table in &task.selection.tables {
+        for (column, target_type) in &table.column_types {
+            let place = (table.source.schema.to_string(), table.source.name.to_string(), column.clone());
+            config.type_overrides.insert(place, target_type.clone());
+        }
+    }
+    // Opening a file waits for the disk.
+    let connecting = tokio::task::spawn_blocking(move || DuckdbTarget::connect(config));
+    let target = connecting.await.map_err(|lost| {
+        Error::transient(WORKER_LOST, "opening the DuckDB file was cut off").with_origin(lost)
+    })??;
+    Ok(Arc::new(target))
+}

@@ -1,0 +1,285 @@
+//! Task files, good and bad, and what is said about them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use pgferry_model::TableName;
+use pgferry_pipeline::{DeletePolicy, IfTargetExists, SyncMode};
+
+use super::{Address, Connection, Manage, Spec, read_text, schema};
+
+const GOOD: &str = r#"
+version = 1
+[connections.shop_pg]
+kind = "postgres"
+host = "db.internal"
+database = "shop"
+user = "lake_cdc"
+password = { env = "SHOP_PG_PASSWORD" }
+ssl_mode = "verify-full"
+ssl_root_cert = "ca.crt"
+[connections.lake]
+kind = "duckdb"
+path = "data/shop.duckdb"
+[tasks.orders-2024]
+source = "shop_pg"
+target = "lake"
+sync_mode = "snapshot"
+batch_size = 50000
+duckdb = { schema = "main" }
+[[tasks.orders-2024.tables]]
+source = "public.orders"
+snapshot_where = "created_at > '2024-01-01'"
+target = "orders_2024"
+exclude_columns = ["internal_note"]
+if_target_exists = "append"
+[tasks.live]
+source = "shop_pg"
+target = "lake"
+sync_interval = "500ms"
+allow_delete = false
+on_table_error = "pause_task"
+include = ["public.*", "billing.*"]
+exclude = ["*.tmp_*"]
+limits = { memory = "1 GiB", retry_for = "2m" }
+[tasks.live.replication]
+publication = "bend_cdc_pub"
+slot = "bend_cdc_slot"
+manage = "never"
+[[tasks.live.tables]]
+source = "public.lines"
+primary_key = ["order_id", "line"]
+columns.price = { type = "decimal(12,2)" }
+"#;
+
+fn good() -> Spec {
+    match read_text(Path::new("conf/shop.toml"), GOOD) {
+        Ok(spec) => spec,
+        Err(faults) => panic!("{:#?}", faults.faults),
+    }
+}
+
+/// Every fault of a text, one a line, as people see them.
+fn faults(text: &str) -> String {
+    match read_text(Path::new("bad.toml"), text) {
+        Ok(spec) => format!("no fault; warnings {:?}", spec.warnings),
+        Err(faults) => {
+            let line = |fault: &super::Fault| {
+                let cure = fault.cure.as_ref().map_or(String::new(), |cure| format!(" ({cure})"));
+                format!("{}: {} at {}: {}{cure}\n", fault.line, fault.code, fault.path, fault.problem)
+            };
+            faults.faults.iter().map(line).collect()
+        }
+    }
+}
+
+#[test]
+fn a_good_file_means_what_it_says() {
+    let spec = good();
+    assert!(spec.warnings.is_empty(), "{:?}", spec.warnings);
+    let Some(Connection::Postgres(postgres)) = spec.connections.get("shop_pg") else { panic!() };
+    assert!(matches!(&postgres.address, Address::Parts { port: 5432, host, .. } if host == "db.internal"));
+    assert_eq!(postgres.ssl_root_cert.as_deref(), Some(Path::new("conf/ca.crt")));
+    let once = spec.task("orders-2024").unwrap();
+    assert_eq!(once.settings.sync_mode, SyncMode::Snapshot);
+    assert_eq!(once.settings.batch_rows_max, 50_000);
+    assert_eq!(once.replication.slot, "pgferry_orders_2024");
+    assert_eq!(once.selection.tables[0].target, TableName::new("main", "orders_2024"));
+    let orders = TableName::new("public", "orders");
+    assert_eq!(once.settings.if_target_exists_for(&orders), IfTargetExists::Append);
+    let live = spec.task("live").unwrap();
+    assert_eq!(live.settings.sync_mode, SyncMode::SnapshotCdc);
+    assert_eq!(live.settings.sync_interval, Duration::from_millis(500));
+    assert_eq!(live.settings.deletes, DeletePolicy::Ignore);
+    assert_eq!(live.settings.retry_budget, Duration::from_secs(120));
+    assert_eq!((live.settings.buffer_bytes_max, live.settings.batch_bytes_max), (1 << 30, 1 << 28));
+    assert!(live.settings.stop_on_table_error);
+    assert_eq!(live.replication.manage, Manage::Never);
+    assert_eq!(live.selection.tables[0].column_types["price"], "decimal(12,2)");
+    assert_eq!(live.selection.tables[0].target, TableName::new("public", "lines"));
+}
+
+#[test]
+fn every_wrong_key_and_value_is_told_at_once_with_its_line() {
+    insta::assert_snapshot!(faults(
+        r#"version = 1
+taskz = 1
+[connections.shop]
+kind = "postgres"
+user = "a"
+passwrod = "hunter2"
+password = 12345
+port = 99999
+[connections.out]
+kind = "duckbd"
+[tasks.orders]
+source = "shop"
+target = "out"
+sync_intervall = "3s"
+sync_interval = "3 parsecs"
+sync_mode = "snapshot_cdd"
+batch_size = -1
+[[tasks.orders.tables]]
+source = "public.orders"
+[[tasks.orders.tables]]
+source = "public.lines"
+primary_keys = ["id"]
+"#
+    ));
+}
+
+#[test]
+fn rules_beyond_the_form_are_told_at_once() {
+    insta::assert_snapshot!(faults(
+        r#"version = 2
+[connections.shop]
+kind = "postgres"
+url = { env = "URL" }
+host = "x"
+ssl_cert = "a.pem"
+[connections.nobody]
+kind = "postgres"
+[connections.out]
+kind = "duckdb"
+path = "x.duckdb"
+[tasks.a]
+source = "shopp"
+target = "out"
+initial_copy_workers = 0
+exclude = ["x"]
+[tasks."b c"]
+source = "out"
+target = "shop"
+include = ["public.*"]
+[tasks.d]
+source = "shop"
+target = "out"
+sync_mode = "cdc_only"
+replication = { slot = "Big-Slot" }
+[[tasks.d.tables]]
+source = "t"
+snapshot_where = "a > 1"
+primary_key = []
+[[tasks.d.tables]]
+source = "public.t"
+[[tasks.d.tables]]
+source = "sales.t"
+target = "public.t"
+exclude_columns = ["a", "a"]
+columns.a = { type = "decimal(39,2)" }
+[tasks.e]
+source = "shop"
+target = "out"
+include = ["*.*"]
+replication = { slot = "one" }
+duckdb = { schema = "main" }
+[tasks.f]
+source = "shop"
+target = "out"
+include = ["*.*"]
+replication = { slot = "one" }
+"#
+    ));
+}
+
+#[test]
+fn what_a_later_build_will_do_is_refused_by_name() {
+    insta::assert_snapshot!(faults(
+        r#"version = 1
+[connections.shop]
+kind = "postgres"
+user = "a"
+[connections.shop.ssh_tunnel]
+host = "bastion"
+[connections.bus]
+kind = "kafka"
+bootstrap_servers = ["k1:9093"]
+[connections.lake]
+kind = "databend"
+[connections.out]
+kind = "duckdb"
+path = "x.duckdb"
+[tasks.a]
+source = "shop"
+target = "out"
+on_table_error = "skip_row"
+schema_changes = { add_column = "apply" }
+replication = { plugin = "wal2json", heartbeat = "30s", manage = "create_and_drop" }
+kafka = { topic_name_rule = "x" }
+[[tasks.a.tables]]
+source = "t"
+columns.price = { target = "cost" }
+[alerts.default]
+lag = "1s"
+"#
+    ));
+}
+
+#[test]
+fn text_that_is_not_toml_tells_its_line_and_not_its_content() {
+    let told = faults("version = 1\n[connections.a]\npassword = hunter2\n");
+    assert!(told.starts_with("3: config.syntax"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+    assert!(faults("version = 1\nversion = 2\n").starts_with("2: config.syntax"));
+}
+
+#[test]
+fn a_secret_never_reaches_a_message_and_a_plain_one_is_warned_of() {
+    let text = GOOD.replace("{ env = \"SHOP_PG_PASSWORD\" }", "\"hunter2\"");
+    let spec = read_text(Path::new("a.toml"), &text).unwrap();
+    assert_eq!(spec.warnings.len(), 1);
+    assert_eq!((spec.warnings[0].line, spec.warnings[0].path.as_str()), (8, "connections.shop_pg.password"));
+    assert!(!format!("{spec:?}").contains("hunter2"));
+    let text = GOOD.replace("{ env = \"SHOP_PG_PASSWORD\" }", "{ enf = \"hunter2\" }");
+    assert!(!faults(&text).contains("hunter2"), "{}", faults(&text));
+}
+
+#[test]
+fn the_url_of_a_server_is_warned_of_only_with_a_password_in_it() {
+    for (url, warned) in [
+        ("postgres://me@db/shop", false),
+        ("postgres://me:pw@db/shop", true),
+        ("postgres://db/shop?user=me&password=pw", true),
+        ("postgres://[::1]:5432/shop", false),
+    ] {
+        let text = format!(
+            "version = 1\n[connections.a]\nkind = \"postgres\"\nurl = \"{url}\"\n[connections.b]\nkind = \"duckdb\"\n\
+             path = \"b\"\n[tasks.t]\nsource = \"a\"\ntarget = \"b\"\nscenario = \"entire_db\"\n"
+        );
+        let spec = read_text(Path::new("a.toml"), &text).unwrap();
+        assert_eq!(!spec.warnings.is_empty(), warned, "{url}");
+    }
+}
+
+#[test]
+fn default_names_are_legal_for_a_slot() {
+    assert_eq!(super::validated::default_name("Orders-2024"), "pgferry_orders_2024");
+    assert_eq!(super::validated::default_name(&"x".repeat(63)).len(), 63);
+}
+
+/// Compares a checked-in page with what the program makes; `PGFERRY_UPDATE=1` writes it.
+fn is_current(name: &str, made: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(name);
+    if std::env::var_os("PGFERRY_UPDATE").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, made).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        there == made,
+        "docs/reference/{name} is out of date: PGFERRY_UPDATE=1 cargo test -p pgferry-task spec"
+    );
+}
+
+#[test]
+fn the_schema_and_the_reference_page_are_current() {
+    is_current("task-file.schema.json", &schema::json_schema());
+    is_current("task-file.md", &schema::reference_page());
+    let page = schema::reference_page();
+    let undocumented: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
+    assert_eq!(undocumented, [] as [&str; 0]);
+    for section in page.split("\n## ").skip(1) {
+        assert!(section.contains("\n| `"), "a section without keys: {section}");
+    }
+}
