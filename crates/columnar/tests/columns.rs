@@ -51,17 +51,39 @@ fn batch(kind: TypeKind, cells: &[In<'_>]) -> Batch {
     batch
 }
 
-fn encoded(kind: TypeKind, encoding: &Encoding, cells: &[In<'_>]) -> Result<ArrayRef, Reason> {
-    encode_column(&batch(kind, cells), Tuples::New, 0, encoding).map_err(|unfit| {
-        assert_eq!(unfit, Unfit { column: 0, reason: unfit.reason });
-        unfit.reason
-    })
+fn encoded(kind: TypeKind, encoding: &Encoding, cells: &[In<'_>]) -> Result<ArrayRef, &'static str> {
+    let batch = batch(kind, cells);
+    let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
+    encode_column(&batch, &tuples, 0, encoding).map_err(|unfit| unfit.reason)
+}
+
+/// Words of the reasons; the first that occurs in a reason stands for it.
+const FRACTION: &str = "fractional digits";
+const RANGE: &str = "range";
+const FINITE: &str = "finite";
+const SHAPE: &str = "shape";
+const UTF8: &str = "UTF-8";
+const MALFORMED: &str = "malformed";
+
+fn refused(kind: TypeKind, encoding: &Encoding, cell: In<'_>) -> &'static str {
+    let reason = encoded(kind, encoding, &[cell]).unwrap_err();
+    let words = [
+        ("fractional digits", FRACTION),
+        ("digits", RANGE),
+        ("range", RANGE),
+        ("NaN", FINITE),
+        ("infinite", FINITE),
+        ("dimension", SHAPE),
+        ("first index", SHAPE),
+        ("UTF-8", UTF8),
+    ];
+    words.into_iter().find(|(word, _)| reason.contains(word)).map_or(MALFORMED, |(_, meaning)| meaning)
 }
 
 fn numeric(precision: u8, scale: u8) -> (TypeKind, Encoding) {
     (
         TypeKind::Numeric { precision_and_scale: Some((precision.into(), scale.into())) },
-        Encoding::Decimal128 { precision, scale },
+        Encoding::Decimal { precision, scale: scale as i8 },
     )
 }
 
@@ -96,75 +118,88 @@ fn numeric_send(text: &str) -> Vec<u8> {
 fn scalars_in_both_forms() {
     let cells = [In::Text("-5"), In::Binary((-5i64).to_be_bytes().to_vec()), In::Null, In::Unchanged];
     let array = encoded(TypeKind::Int8, &Encoding::Int64, &cells).unwrap();
-    assert_eq!(array.as_any().downcast_ref::<Int64Array>().unwrap(), &Int64Array::from(vec![
-        Some(-5),
-        Some(-5),
-        None,
-        None
-    ]));
+    assert_eq!(
+        array.as_any().downcast_ref::<Int64Array>().unwrap(),
+        &Int64Array::from(vec![Some(-5), Some(-5), None, None])
+    );
     let cells = [In::Text("t"), In::Binary(vec![0]), In::Null];
     let array = encoded(TypeKind::Bool, &Encoding::Bool, &cells).unwrap();
     assert_eq!(array.as_boolean().iter().collect::<Vec<_>>(), [Some(true), Some(false), None]);
     let cells = [In::Text("4294967295"), In::Binary(vec![0xFF; 4])];
     let array = encoded(TypeKind::Oid, &Encoding::UInt32, &cells).unwrap();
     assert_eq!(array.as_primitive::<arrow::datatypes::UInt32Type>().values(), &[u32::MAX, u32::MAX]);
-    let cells = [In::Text("-0"), In::Binary((-0.0f64).to_be_bytes().to_vec()), In::Text("5e-324"), In::Text("NaN")];
+    let cells =
+        [In::Text("-0"), In::Binary((-0.0f64).to_be_bytes().to_vec()), In::Text("5e-324"), In::Text("NaN")];
     let array = encoded(TypeKind::Float8, &Encoding::Float64, &cells).unwrap();
-    let bits: Vec<u64> =
-        array.as_primitive::<arrow::datatypes::Float64Type>().values().iter().map(|value| value.to_bits()).collect();
+    let bits: Vec<u64> = array
+        .as_primitive::<arrow::datatypes::Float64Type>()
+        .values()
+        .iter()
+        .map(|value| value.to_bits())
+        .collect();
     assert_eq!(bits[..3], [(-0.0f64).to_bits(), (-0.0f64).to_bits(), 1]);
     let id = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
     let raw = u128::from_str_radix(&id.replace('-', ""), 16).unwrap().to_be_bytes().to_vec();
     let array = encoded(TypeKind::Uuid, &Encoding::Uuid, &[In::Text(id), In::Binary(raw.clone())]).unwrap();
-    assert_eq!((array.as_fixed_size_binary().value(0), array.as_fixed_size_binary().value(1)), (&raw[..], &raw[..]));
+    assert_eq!(
+        (array.as_fixed_size_binary().value(0), array.as_fixed_size_binary().value(1)),
+        (&raw[..], &raw[..])
+    );
     let cells = [In::Text("\\x00ff"), In::Binary(vec![0, 0xFF]), In::Text("\\x")];
     let array = encoded(TypeKind::Bytes, &Encoding::Binary, &cells).unwrap();
-    assert_eq!(array.as_binary::<i32>().iter().collect::<Vec<_>>(), [Some(&[0u8, 255][..]); 2].into_iter().chain([Some(
-        &[][..]
-    )]).collect::<Vec<_>>());
+    assert_eq!(
+        array.as_binary::<i32>().iter().collect::<Vec<_>>(),
+        [Some(&[0u8, 255][..]); 2].into_iter().chain([Some(&[][..])]).collect::<Vec<_>>()
+    );
 }
 
 #[test]
 fn date_and_time_edges_in_binary_form() {
     let days = |days: i32| In::Binary(days.to_be_bytes().to_vec());
     let cells = [days(0), days(i32::MAX), days(i32::MIN), days(-2_451_545 + 1)];
-    let array = encoded(TypeKind::Date, &Encoding::Date32, &cells).unwrap();
+    let array = encoded(TypeKind::Date, &Encoding::Date, &cells).unwrap();
     let expected = Date32Array::from(vec![10_957, i32::MAX, -i32::MAX, 10_957 - 2_451_544]);
     assert_eq!(array.as_any().downcast_ref::<Date32Array>().unwrap(), &expected);
     let us = |us: i64| In::Binary(us.to_be_bytes().to_vec());
     let cells = [us(0), us(i64::MAX), us(i64::MIN)];
-    let array = encoded(TypeKind::Timestamp, &Encoding::TimestampMicros, &cells).unwrap();
+    let array = encoded(TypeKind::Timestamp, &Encoding::Timestamp, &cells).unwrap();
     let expected = TimestampMicrosecondArray::from(vec![946_684_800_000_000, i64::MAX, -i64::MAX]);
     assert_eq!(array.as_any().downcast_ref::<TimestampMicrosecondArray>().unwrap(), &expected);
     let late = us(i64::MAX - 946_684_800_000_000);
-    assert_eq!(encoded(TypeKind::Timestamp, &Encoding::TimestampMicros, &[late]).unwrap_err(), Reason::OutOfRange);
+    assert_eq!(refused(TypeKind::Timestamp, &Encoding::Timestamp, late), RANGE);
     let cells = [us(86_400_000_000), In::Text("24:00:00")];
-    let array = encoded(TypeKind::Time, &Encoding::TimeMicros, &cells).unwrap();
+    let array = encoded(TypeKind::Time, &Encoding::Time, &cells).unwrap();
     let values = array.as_primitive::<arrow::datatypes::Time64MicrosecondType>().values();
     assert_eq!(values, &[86_400_000_000, 86_400_000_000]);
-    assert_eq!(encoded(TypeKind::Time, &Encoding::TimeMicros, &[us(-1)]).unwrap_err(), Reason::Malformed);
+    assert_eq!(refused(TypeKind::Time, &Encoding::Time, us(-1)), MALFORMED);
 }
 
 #[test]
 fn numerics_that_do_not_fit_are_refused_in_both_forms() {
     let (kind, encoding) = numeric(10, 2);
     for (text, reason) in [
-        ("1.005", Reason::FractionTooLong),
-        ("0.001", Reason::FractionTooLong),
-        ("0.00001", Reason::FractionTooLong),
-        ("100000000", Reason::OutOfRange),
-        ("100000000000000000000000000000000000000000000", Reason::OutOfRange),
+        ("1.005", FRACTION),
+        ("0.001", FRACTION),
+        ("0.00001", FRACTION),
+        ("100000000", RANGE),
+        ("100000000000000000000000000000000000000000000", RANGE),
     ] {
-        assert_eq!(encoded(kind.clone(), &encoding, &[In::Text(text)]).unwrap_err(), reason, "{text}");
+        assert_eq!(refused(kind.clone(), &encoding, In::Text(text)), reason, "{text}");
         let binary = In::Binary(numeric_send(text));
-        assert_eq!(encoded(kind.clone(), &encoding, &[binary]).unwrap_err(), reason, "{text}");
+        assert_eq!(refused(kind.clone(), &encoding, binary), reason, "{text}");
     }
     for sign in [0xC000u16, 0xD000, 0xF000] {
         let special = [0u16, 0, sign, 0].iter().flat_map(|word| word.to_be_bytes()).collect();
-        assert_eq!(encoded(kind.clone(), &encoding, &[In::Binary(special)]).unwrap_err(), Reason::NotFinite);
+        assert_eq!(refused(kind.clone(), &encoding, In::Binary(special)), FINITE);
     }
-    for broken in [vec![], vec![0; 7], vec![0, 1, 0, 0, 0, 0, 0, 0], vec![0, 1, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]] {
-        assert_eq!(encoded(kind.clone(), &encoding, &[In::Binary(broken)]).unwrap_err(), Reason::Malformed);
+    for broken in [
+        vec![],
+        vec![0; 7],
+        vec![0, 1, 0, 0, 0, 0, 0, 0],
+        vec![0, 1, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF],
+        vec![0, 0, 0, 0, 0x12, 0, 0, 0],
+    ] {
+        assert_eq!(refused(kind.clone(), &encoding, In::Binary(broken)), MALFORMED);
     }
 }
 
@@ -173,28 +208,17 @@ fn text_is_the_sources_text_in_both_forms() {
     let one = |kind: TypeKind, cell: In<'_>| -> String {
         encoded(kind, &Encoding::Utf8, &[cell]).unwrap().as_string::<i32>().value(0).to_owned()
     };
-    let free = || TypeKind::Numeric { precision_and_scale: None };
-    for text in ["0", "-1", "12345678901234567890.000100", "0.00000001", "10000", "NaN"] {
-        let binary = match text {
-            "NaN" => vec![0, 0, 0, 0, 0xC0, 0, 0, 0],
-            _ => numeric_send(text),
-        };
-        assert_eq!(one(free(), In::Binary(binary)), text);
-        assert_eq!(one(free(), In::Text(text)), text);
-    }
-    assert_eq!(one(TypeKind::Jsonb, In::Binary(b"\x01{\"a\": 1}".to_vec())), "{\"a\": 1}");
     assert_eq!(one(TypeKind::FixedText, In::Binary(b"ab   ".to_vec())), "ab   ");
-    assert_eq!(one(TypeKind::Bool, In::Binary(vec![1])), "t");
-    assert_eq!(one(TypeKind::Float8, In::Binary(1e15f64.to_be_bytes().to_vec())), "1e+15");
-    assert_eq!(one(TypeKind::TimestampTz, In::Binary(0i64.to_be_bytes().to_vec())), "2000-01-01 00:00:00+00");
-    assert_eq!(one(TypeKind::Bytes, In::Binary(vec![1, 0xAB])), "\\x01ab");
-    let refused = |kind, cell| encoded(kind, &Encoding::Utf8, &[cell]).unwrap_err();
-    assert_eq!(refused(TypeKind::Jsonb, In::Binary(b"\x02{}".to_vec())), Reason::Malformed);
-    assert_eq!(refused(TypeKind::Interval, In::Binary(vec![0; 16])), Reason::NoTextForm);
-    assert_eq!(refused(TypeKind::Text, In::Raw(b"\xFF")), Reason::NotUtf8);
+    assert_eq!(one(TypeKind::Text, In::Text("a\u{1F980}")), "a\u{1F980}");
+    let jsonb = |cell| encoded(TypeKind::Jsonb, &Encoding::JsonbText, &[cell]);
+    for cell in [In::Binary(b"\x01{\"a\": 1}".to_vec()), In::Text("{\"a\": 1}")] {
+        assert_eq!(jsonb(cell).unwrap().as_string::<i32>().value(0), "{\"a\": 1}");
+    }
+    assert!(jsonb(In::Binary(b"\x02{}".to_vec())).is_err());
+    assert_eq!(refused(TypeKind::Text, &Encoding::Utf8, In::Raw(b"\xFF")), UTF8);
     // Halves of one character in two cells are not text, although the column's bytes together are.
     let halves = [In::Raw(b"\xC3"), In::Raw(b"\xA9")];
-    assert_eq!(encoded(TypeKind::Text, &Encoding::Utf8, &halves).unwrap_err(), Reason::NotUtf8);
+    assert!(encoded(TypeKind::Text, &Encoding::Utf8, &halves).is_err());
 }
 
 fn array_send(lower: i32, elements: &[Option<Vec<u8>>]) -> Vec<u8> {
@@ -227,36 +251,73 @@ fn lists_in_both_forms() {
     ];
     let array = encoded(kind(TypeKind::Int4), &encoding, &cells).unwrap();
     let three = Some(vec![Some(1), None, Some(-3)]);
-    let expected =
-        ListArray::from_iter_primitive::<Int32Type, _, _>([three.clone(), three, Some(vec![]), Some(vec![]), None]);
+    let expected = ListArray::from_iter_primitive::<Int32Type, _, _>([
+        three.clone(),
+        three,
+        Some(vec![]),
+        Some(vec![]),
+        None,
+    ]);
     assert_eq!(array.as_list::<i32>(), &expected);
     let encoding = Encoding::List(Box::new(Encoding::Utf8));
     let text = "{a,\"\",\"NULL\",NULL,\"a \\\"b\\\" \\\\ {c},\",null}";
     let array = encoded(kind(TypeKind::Text), &encoding, &[In::Text(text)]).unwrap();
     let strings = array.as_list::<i32>().value(0);
-    let expected =
-        StringArray::from(vec![Some("a"), Some(""), Some("NULL"), None, Some("a \"b\" \\ {c},"), Some("null")]);
+    let expected = StringArray::from(vec![
+        Some("a"),
+        Some(""),
+        Some("NULL"),
+        None,
+        Some("a \"b\" \\ {c},"),
+        Some("null"),
+    ]);
     assert_eq!(strings.as_string::<i32>(), &expected);
     for text in ["{{1,2},{3,4}}", "[0:1]={1,2}"] {
-        assert_eq!(encoded(kind(TypeKind::Text), &encoding, &[In::Text(text)]).unwrap_err(), Reason::ArrayShape);
+        assert_eq!(refused(kind(TypeKind::Text), &encoding, In::Text(text)), SHAPE);
     }
     for text in ["", "{", "{1", "{1,}", "{\"a}", "{\"a\"b}", "{1}x", "{,}", "{\"a\\"] {
-        let refused = encoded(kind(TypeKind::Text), &encoding, &[In::Text(text)]).unwrap_err();
-        assert_eq!(refused, Reason::Malformed, "{text}");
+        let refused = refused(kind(TypeKind::Text), &encoding, In::Text(text));
+        assert_eq!(refused, MALFORMED, "{text}");
     }
     let int4 = Encoding::List(Box::new(Encoding::Int32));
     let shifted = In::Binary(array_send(0, &[four(1)]));
-    assert_eq!(encoded(kind(TypeKind::Int4), &int4, &[shifted]).unwrap_err(), Reason::ArrayShape);
+    assert_eq!(refused(kind(TypeKind::Int4), &int4, shifted), SHAPE);
     let mut cut = array_send(1, &[four(1)]);
     cut.pop();
-    assert_eq!(encoded(kind(TypeKind::Int4), &int4, &[In::Binary(cut)]).unwrap_err(), Reason::Malformed);
+    assert_eq!(refused(kind(TypeKind::Int4), &int4, In::Binary(cut)), MALFORMED);
 }
 
 #[test]
 fn chosen_tuples_come_in_the_chosen_order() {
     let batch = batch(TypeKind::Int4, &[In::Text("1"), In::Text("2"), In::Text("3")]);
-    let array = encode_column(&batch, Tuples::At(&[2, 0, 0]), 0, &Encoding::Int32).unwrap();
+    let array = encode_column(&batch, &[2, 0, 0], 0, &Encoding::Int32).unwrap();
     assert_eq!(array.as_primitive::<Int32Type>().values(), &[3, 1, 1]);
+}
+
+/// PostgreSQL's text of a timestamp, by going through the years one by one within their 400-year cycle.
+fn timestamp_text(us: i64, zone: &str) -> String {
+    let (mut days, time) = (us.div_euclid(86_400_000_000) + 719_162, us.rem_euclid(86_400_000_000));
+    let mut year = 1 + 400 * days.div_euclid(146_097);
+    days = days.rem_euclid(146_097);
+    let leap =
+        |year: i64| year.rem_euclid(4) == 0 && (year.rem_euclid(100) != 0 || year.rem_euclid(400) == 0);
+    while days >= 365 + i64::from(leap(year)) {
+        days -= 365 + i64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 1;
+    for length in [31, 28 + i64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
+    let (seconds, fraction) = (time / 1_000_000, time % 1_000_000);
+    let clock = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let fraction = if fraction == 0 { String::new() } else { format!(".{fraction:06}") };
+    format!("{year:04}-{month:02}-{:02} {clock}{}{zone}{era}", days + 1, fraction.trim_end_matches('0'))
 }
 
 proptest! {
@@ -264,19 +325,20 @@ proptest! {
     fn random_numerics_agree_with_string_arithmetic(
         negative: bool, whole in "[1-9][0-9]{0,23}|0", fraction in "[0-9]{0,14}", scale in 0u8..=14
     ) {
-        let digits = fraction.len() as u8;
+        let kept = &fraction[..fraction.len().min(scale as usize)];
+        let lost = fraction[kept.len()..].bytes().any(|digit| digit != b'0');
         let sign = if negative { "-" } else { "" };
         let point = if fraction.is_empty() { "" } else { "." };
         let text = format!("{sign}{whole}{point}{fraction}");
         let (kind, encoding) = numeric(38, scale);
         let from_text = encoded(kind.clone(), &encoding, &[In::Text(&text)]);
         let from_binary = encoded(kind, &encoding, &[In::Binary(numeric_send(&text))]);
-        if digits > scale {
-            prop_assert_eq!(from_text.unwrap_err(), Reason::FractionTooLong);
-            prop_assert_eq!(from_binary.unwrap_err(), Reason::FractionTooLong);
+        if lost {
+            prop_assert!(from_text.unwrap_err().contains(FRACTION));
+            prop_assert!(from_binary.unwrap_err().contains(FRACTION));
         } else {
-            let zeros = "0".repeat((scale - digits) as usize);
-            let expected: i128 = format!("{sign}{whole}{fraction}{zeros}").parse().unwrap();
+            let zeros = "0".repeat(scale as usize - kept.len());
+            let expected: i128 = format!("{sign}{whole}{kept}{zeros}").parse().unwrap();
             let expected = Decimal128Array::from(vec![expected]);
             let from_text = from_text.unwrap();
             prop_assert_eq!(from_text.as_primitive::<arrow::datatypes::Decimal128Type>().values(), expected.values());
@@ -287,24 +349,18 @@ proptest! {
 
     #[test]
     fn timestamps_come_back_from_their_text(us in -210_866_803_200_000_000i64..9_223_371_331_200_000_000, zone: bool) {
-        let mut text = Vec::new();
-        format::timestamp(us, zone, &mut text);
-        let text = String::from_utf8(text).unwrap();
-        let array = encoded(TypeKind::TimestampTz, &Encoding::TimestampTzMicros, &[In::Text(&text)]).unwrap();
+        let text = timestamp_text(us, if zone { "+00" } else { "" });
+        let array = encoded(TypeKind::TimestampTz, &Encoding::TimestampTz, &[In::Text(&text)]).unwrap();
         prop_assert_eq!(array.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(0), us);
     }
 
     #[test]
     fn floats_come_back_from_their_text(bits: u64, short: u32) {
         let (long, short) = (f64::from_bits(bits), f32::from_bits(short));
-        prop_assume!(!long.is_nan() && !short.is_nan());
-        let mut text = Vec::new();
-        format::float8(long, &mut text);
-        let array = encoded(TypeKind::Float8, &Encoding::Float64, &[In::Raw(&text)]).unwrap();
+        prop_assume!(long.is_finite() && short.is_finite());
+        let array = encoded(TypeKind::Float8, &Encoding::Float64, &[In::Text(&format!("{long:e}"))]).unwrap();
         prop_assert_eq!(array.as_primitive::<arrow::datatypes::Float64Type>().value(0).to_bits(), long.to_bits());
-        text.clear();
-        format::float4(short, &mut text);
-        let array = encoded(TypeKind::Float4, &Encoding::Float32, &[In::Raw(&text)]).unwrap();
+        let array = encoded(TypeKind::Float4, &Encoding::Float32, &[In::Text(&format!("{short:e}"))]).unwrap();
         prop_assert_eq!(array.as_primitive::<arrow::datatypes::Float32Type>().value(0).to_bits(), short.to_bits());
     }
 
@@ -314,7 +370,10 @@ proptest! {
         for (at, element) in elements.iter().enumerate() {
             if at > 0 { text.push(b','); }
             match element {
-                Some(element) => format::array_element(element.as_bytes(), &mut text),
+                Some(element) => {
+                    let escaped = element.replace('\\', "\\\\").replace('"', "\\\"");
+                    text.extend(format!("\"{escaped}\"").into_bytes());
+                }
                 None => text.extend(b"NULL"),
             }
         }
@@ -333,9 +392,9 @@ proptest! {
         for (kind, encoding) in [
             (numeric_kind, decimal),
             (TypeKind::Numeric { precision_and_scale: None }, Encoding::Utf8),
-            (TypeKind::Date, Encoding::Date32),
-            (TypeKind::Timestamp, Encoding::TimestampMicros),
-            (TypeKind::Time, Encoding::TimeMicros),
+            (TypeKind::Date, Encoding::Date),
+            (TypeKind::Timestamp, Encoding::Timestamp),
+            (TypeKind::Time, Encoding::Time),
             (TypeKind::Uuid, Encoding::Uuid),
             (TypeKind::Bytes, Encoding::Binary),
             (list(TypeKind::Text), Encoding::List(Box::new(Encoding::Utf8))),

@@ -52,7 +52,10 @@ async fn inserts_updates_and_deletes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unchanged_values_stay_also_when_keys_swap_or_move() {
     let (people, made) = three().await;
-    let update = changes(&people, &[Change::Update(lacking("1", "A", "11")), Change::Update(person("3", "C", "3!", "33"))]);
+    let update = changes(
+        &people,
+        &[Change::Update(lacking("1", "A", "11")), Change::Update(person("3", "C", "3!", "33"))],
+    );
     apply(&made.target, 200, update).await.unwrap();
     assert_eq!(rows(&made.target, &people).await, ["1|A|one|11", "2|b|two|2", "3|C|3!|33"]);
     let swap = changes(
@@ -67,7 +70,11 @@ async fn unchanged_values_stay_also_when_keys_swap_or_move() {
     assert_eq!(rows(&made.target, &people).await, ["1|b|two|2", "2|A|one|11", "3|C|3!|33"]);
     let onto_deleted = changes(
         &people,
-        &[Change::Delete(key("3")), Change::Move(key("2"), lacking("3", "A", "12")), Change::Insert(person("2", "n", "n", "0"))],
+        &[
+            Change::Delete(key("3")),
+            Change::Move(key("2"), lacking("3", "A", "12")),
+            Change::Insert(person("2", "n", "n", "0")),
+        ],
     );
     apply(&made.target, 202, onto_deleted).await.unwrap();
     assert_eq!(rows(&made.target, &people).await, ["1|b|two|2", "2|n|n|0", "3|A|one|12"]);
@@ -87,8 +94,10 @@ async fn a_missing_row_is_told_and_nothing_is_left_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_misfit_in_one_table_leaves_nothing_of_the_delivery() {
     let (people, made) = three().await;
-    let batch =
-        changes(&people, &[Change::Insert(person("8", "x", "y", "1")), Change::Insert(person("9", "x", "y", "secret"))]);
+    let batch = changes(
+        &people,
+        &[Change::Insert(person("8", "x", "y", "1")), Change::Insert(person("9", "x", "y", "secret"))],
+    );
     let failure = apply(&made.target, 200, batch).await.unwrap_err();
     assert_eq!((failure.code(), failure.class()), (error::NOT_REPRESENTABLE, Class::TableBroken));
     assert!(!format!("{failure} {:?}", failure.cause()).contains("secret"));
@@ -102,7 +111,11 @@ async fn a_truncate_removes_what_was_there_before_it() {
     let (people, made) = three().await;
     let batch = changes(
         &people,
-        &[Change::Insert(person("4", "d", "x", "4")), Change::Truncate, Change::Insert(person("2", "new", "x", "2"))],
+        &[
+            Change::Insert(person("4", "d", "x", "4")),
+            Change::Truncate,
+            Change::Insert(person("2", "new", "x", "2")),
+        ],
     );
     apply(&made.target, 200, batch).await.unwrap();
     assert_eq!(rows(&made.target, &people).await, ["2|new|x|2"]);
@@ -110,7 +123,12 @@ async fn a_truncate_removes_what_was_there_before_it() {
     assert!(rows(&made.target, &people).await.is_empty());
 }
 
-fn slice(after: u64, through: u64, slice: Slice, batch: Batch) -> Arc<pgferry_model::Delivery<pgferry_pipeline::TableChanges>> {
+fn slice(
+    after: u64,
+    through: u64,
+    slice: Slice,
+    batch: Batch,
+) -> Arc<pgferry_model::Delivery<pgferry_pipeline::TableChanges>> {
     delivery(after, through, slice, vec![batch])
 }
 
@@ -118,7 +136,10 @@ fn slice(after: u64, through: u64, slice: Slice, batch: Batch) -> Arc<pgferry_mo
 async fn slices_become_visible_together() {
     let (people, made) = three().await;
     let target = &made.target;
-    let one = changes(&people, &[Change::Insert(person("4", "d", "four", "4")), Change::Update(lacking("1", "A", "1"))]);
+    let one = changes(
+        &people,
+        &[Change::Insert(person("4", "d", "four", "4")), Change::Update(lacking("1", "A", "1"))],
+    );
     assert_eq!(target.apply(slice(100, 100, Slice::Part, one)).await.unwrap(), Receipt::Accepted);
     let two = changes(&people, &[Change::Update(lacking("4", "D", "44")), Change::Delete(key("2"))]);
     assert_eq!(target.apply(slice(100, 100, Slice::Part, two)).await.unwrap(), Receipt::Accepted);
@@ -141,7 +162,10 @@ async fn kept_slices_are_dropped_by_discard_by_a_whole_delivery_and_by_an_error(
     target.apply(slice(100, 150, Slice::Whole, insert("6"))).await.unwrap();
     target.apply(slice(150, 150, Slice::Part, insert("7"))).await.unwrap();
     let misfit = changes(&people, &[Change::Insert(person("bad", "x", "x", "0"))]);
-    assert_eq!(target.apply(slice(150, 150, Slice::Part, misfit)).await.unwrap_err().class(), Class::TableBroken);
+    assert_eq!(
+        target.apply(slice(150, 150, Slice::Part, misfit)).await.unwrap_err().class(),
+        Class::TableBroken
+    );
     // The rest of that transaction cannot be committed without its beginning.
     let rest = target.apply(slice(150, 200, Slice::Last, insert("8"))).await.unwrap_err();
     assert_eq!(rest.class(), Class::Transient);
@@ -186,7 +210,10 @@ async fn keys_of_every_kind_find_their_rows() {
         let made = live(&odd, &[texts(&["a", kept, "1"]), texts(&["b", gone, "1"])]).await;
         let batch = changes(
             &odd,
-            &[Change::Update(vec![In::Unchanged, t(kept), t("1")]), Change::Delete(texts(&["<null>", gone, "1"]))],
+            &[
+                Change::Update(vec![In::Unchanged, t(kept), t("1")]),
+                Change::Delete(texts(&["<null>", gone, "1"])),
+            ],
         );
         apply(&made.target, 200, batch).await.unwrap();
         assert_eq!(rows(&made.target, &odd).await, [format!("a|{kept}|1")], "{kind:?}");
@@ -201,7 +228,8 @@ async fn several_tables_and_large_deliveries_in_one_commit() {
     let many: Vec<Change> = (0..20_000).map(|id| Change::Insert(texts(&[&id.to_string()]))).collect();
     let batches = vec![changes(&people, &[Change::Delete(key("1"))]), changes(&other, &many)];
     made.target.apply(delivery(100, 200, Slice::Whole, batches)).await.unwrap();
-    let gone: Vec<Change> = (0..20_000).step_by(2).map(|id| Change::Delete(texts(&[&id.to_string()]))).collect();
+    let gone: Vec<Change> =
+        (0..20_000).step_by(2).map(|id| Change::Delete(texts(&[&id.to_string()]))).collect();
     apply(&made.target, 300, changes(&other, &gone)).await.unwrap();
     assert_eq!(rows(&made.target, &people).await.len(), 2);
     assert_eq!(pgferry_pipeline::Inspect::count(&*made.target, &other).await.unwrap(), 10_000);

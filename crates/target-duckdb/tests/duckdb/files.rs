@@ -43,7 +43,12 @@ async fn a_file_that_another_process_has_is_told_with_its_pid() {
     drop(holder.stdin.take());
     let pid = holder.id();
     holder.wait().unwrap();
-    assert_eq!((failure.code(), failure.class()), (error::LOCKED, Class::TaskBroken), "{:?}", failure.cause());
+    assert_eq!(
+        (failure.code(), failure.class()),
+        (error::LOCKED, Class::TaskBroken),
+        "{:?}",
+        failure.cause()
+    );
     assert!(failure.cause().unwrap().contains(&format!("PID {pid}")), "{failure}");
     assert!(failure.cure().is_some());
     DuckdbTarget::connect(config(&path)).unwrap().open(&task()).await.unwrap();
@@ -60,12 +65,17 @@ async fn wrong_files_and_folders_are_told() {
         (folder.path().to_path_buf(), error::FILE),
     ] {
         let failure = DuckdbTarget::connect(config(&path)).err().unwrap();
-        assert_eq!((failure.code(), failure.class()), (code, Class::TaskBroken), "{path:?} {:?}", failure.cause());
+        assert_eq!(
+            (failure.code(), failure.class()),
+            (code, Class::TaskBroken),
+            "{path:?} {:?}",
+            failure.cause()
+        );
         assert!(failure.cure().is_some());
     }
 }
 
-/// DuckDB's checksum of a block of whole 64-bit words (src/common/checksum.cpp).
+/// DuckDB's checksum of a block of whole 64-bit words (checksum.cpp in its source).
 fn checksum(block: &[u8]) -> u64 {
     let words = block.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
     words.fold(5381, |sum, word| sum ^ word.wrapping_mul(0xBF58_476D_1CE4_E5B9))
@@ -111,7 +121,9 @@ async fn a_check_tells_before_the_start() {
     );
     target.close().await.unwrap();
     let other = duckdb::Connection::open(&path).unwrap();
-    other.execute_batch("CREATE SCHEMA public; CREATE TABLE public.one (id INTEGER, at TIMESTAMP)").unwrap();
+    other
+        .execute_batch("CREATE SCHEMA public; CREATE TABLE public.one (id INTEGER, \"at\" TIMESTAMP)")
+        .unwrap();
     drop(other);
     let findings = target.check(&plans).await.unwrap();
     assert!(findings.iter().any(|finding| finding.code == Some(error::TABLE_EXISTS)), "{findings:?}");
@@ -131,5 +143,10 @@ async fn memory_that_does_not_suffice_is_told() {
     target.prepare(&plan(&people, IfTargetExists::Error)).await.unwrap();
     let long = "x".repeat(20 << 20);
     let failure = load(&target, &people, 0, &[texts(&["1", &long, &long, "1"])]).await.unwrap_err();
-    assert_eq!((failure.code(), failure.class()), (error::OUT_OF_MEMORY, Class::TaskBroken), "{:?}", failure.cause());
+    assert_eq!(
+        (failure.code(), failure.class()),
+        (error::OUT_OF_MEMORY, Class::TaskBroken),
+        "{:?}",
+        failure.cause()
+    );
 }

@@ -20,15 +20,21 @@ async fn a_task_is_found_again_after_its_holder_is_gone() {
         SourceIdentity { system_id: "77".into(), timeline: 3, database: "d".into(), slot: "s".into() };
     made.target.identify(&identity).await.unwrap();
     apply(&made.target, 200, changes(&people, &[Change::Insert(row("3"))])).await.unwrap();
-    made.target.set_state(&people, TableState::Broken { code: "a.b".into(), problem: "p".into() }).await.unwrap();
+    made.target
+        .set_state(&people, TableState::Broken { code: "a.b".into(), problem: "p".into() })
+        .await
+        .unwrap();
     let Made { folder: _folder, path, target } = made;
     drop(target);
     let target = DuckdbTarget::connect(config(&path)).unwrap();
     let progress = target.open(&task()).await.unwrap();
-    assert_eq!((progress.epoch, progress.position, progress.source.clone()), (2, Some(at(200)), Some(identity)));
+    assert_eq!(
+        (progress.epoch, progress.position, progress.source.clone()),
+        (2, Some(at(200)), Some(identity))
+    );
     let table = progress.table(&people.name).unwrap();
     assert_eq!(table.state, TableState::Broken { code: "a.b".into(), problem: "p".into() });
-    assert_eq!((table.cut, table.chunks_done.as_slice()), (Some(at(100)), &[0][..]));
+    assert_eq!((table.cut, table.chunks_done.len()), (Some(at(100)), 0));
     assert_eq!(rows(&target, &people).await, ["1|a|b|1", "2|a|b|1", "3|a|b|1"]);
     target.close().await.unwrap();
     target.close().await.unwrap();
@@ -48,7 +54,9 @@ async fn an_older_holder_cannot_write_any_more() {
     assert_eq!(newer.open(&task()).await.unwrap().epoch, 2);
     let old = &made.target;
     let fenced = [
-        apply(old, 200, changes(&people, &[Change::Delete(texts(&["1", "<null>", "<null>", "<null>"]))])).await.map(drop),
+        apply(old, 200, changes(&people, &[Change::Delete(texts(&["1", "<null>", "<null>", "<null>"]))]))
+            .await
+            .map(drop),
         load(old, &people, 1, &[row("9")]).await.map(drop),
         old.set_state(&people, TableState::Paused).await,
         old.begin_copy(&people, CopyMark { cut: at(300), stream_start: None }).await,
@@ -75,20 +83,20 @@ async fn two_tasks_share_a_file_and_do_not_fence_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_is_loaded_once_and_a_broken_one_not_at_all() {
     let people = people();
-    let made = live(&people, &[row("1")]).await;
-    assert_eq!(load(&made.target, &people, 0, &[row("1")]).await.unwrap(), 1);
+    let made = copying(&people, &[row("1")]).await;
+    load(&made.target, &people, 0, &[row("1")]).await.unwrap();
     assert_eq!(made.target_count(&people).await, 1);
     let (sender, receiver) = rows_between();
     let batch = changes(&people, &[Change::Insert(row("7"))]);
-    let (loaded, ()) = tokio::join!(
-        made.target.load(ChunkRows { chunk: chunk(&people, 1), rows: receiver }),
-        async move { sender.send(batch).await.unwrap() }
-    );
+    let (loaded, ()) =
+        tokio::join!(made.target.load(ChunkRows { chunk: chunk(&people, 1), rows: receiver }), async move {
+            sender.send(batch).await.unwrap()
+        });
     assert_eq!(loaded.unwrap_err().class(), Class::Transient);
     let misfit = vec![row("8"), texts(&["x", "a", "b", "1"])];
     let failure = load(&made.target, &people, 1, &misfit).await.unwrap_err();
     assert_eq!((failure.code(), failure.class()), (error::NOT_REPRESENTABLE, Class::TableBroken));
-    assert!(failure.problem().contains("column id"));
+    assert!(failure.problem().contains("people.id"));
     assert_eq!(made.target_count(&people).await, 1);
     assert_eq!(load(&made.target, &people, 1, &[row("2")]).await.unwrap(), 1);
     let done = made.target.open(&task()).await.unwrap().table(&people.name).unwrap().chunks_done.clone();
@@ -104,7 +112,7 @@ impl Made {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_chunks_load_at_once() {
     let people = people();
-    let made = live(&people, &[]).await;
+    let made = copying(&people, &[]).await;
     let mut loads = tokio::task::JoinSet::new();
     for number in 1..=8u32 {
         let (target, people) = (Arc::clone(&made.target), Arc::clone(&people));
@@ -127,7 +135,10 @@ async fn a_new_copy_removes_what_the_last_one_left() {
     made.target.begin_copy(&people, CopyMark { cut: at(500), stream_start: Some(at(400)) }).await.unwrap();
     let progress = made.target.open(&task()).await.unwrap();
     let table = progress.table(&people.name).unwrap();
-    assert_eq!((table.state.clone(), table.cut, table.chunks_done.len()), (TableState::Copying, Some(at(500)), 0));
+    assert_eq!(
+        (table.state.clone(), table.cut, table.chunks_done.len()),
+        (TableState::Copying, Some(at(500)), 0)
+    );
     assert_eq!(progress.position, Some(at(100)), "the first mark's position stays");
     assert_eq!(made.target_count(&people).await, 0);
 }
@@ -183,11 +194,10 @@ async fn a_table_that_is_there_is_met_as_the_user_says() {
                 assert_eq!(made.target_count(&people).await, count);
                 assert_eq!(described.unwrap().is_empty(), if_exists == IfTargetExists::Append);
                 made.target.prepare(&plan(&people, if_exists)).await.unwrap();
-                assert!(made.target.describe(&plan(&people, if_exists)).await.unwrap().is_empty());
             }
             Err(code) => {
                 assert_eq!(prepared.unwrap_err().code(), code);
-                assert_eq!(described.unwrap_err().code(), code);
+                assert!(described.unwrap().is_empty());
             }
         }
     }
@@ -221,10 +231,14 @@ async fn a_table_that_was_dropped_outside_is_told() {
 async fn names_that_are_one_in_duckdb_are_refused() {
     let made = opened().await;
     let twice = table("t", &[("Id", TypeKind::Int4), ("id", TypeKind::Int4)], &[0]);
-    for refused in [made.target.mapping(&twice).map(drop), made.target.prepare(&plan(&twice, IfTargetExists::Error)).await] {
+    for refused in [
+        made.target.mapping(&twice).map(drop),
+        made.target.prepare(&plan(&twice, IfTargetExists::Error)).await,
+    ] {
         assert_eq!(refused.unwrap_err().code(), error::NAME_COLLISION);
     }
-    let (one, other) = (table("T", &[("a", TypeKind::Int4)], &[0]), table("t", &[("a", TypeKind::Int4)], &[0]));
+    let (one, other) =
+        (table("T", &[("a", TypeKind::Int4)], &[0]), table("t", &[("a", TypeKind::Int4)], &[0]));
     made.target.prepare(&plan(&one, IfTargetExists::Error)).await.unwrap();
     let failure = made.target.prepare(&plan(&other, IfTargetExists::Append)).await.unwrap_err();
     assert_eq!(failure.code(), error::NAME_COLLISION);
@@ -255,7 +269,10 @@ async fn positions_never_move_back() {
     use pgferry_pipeline::Receipt::Durable;
     assert_eq!(made.target.apply(empty(100, 300)).await.unwrap(), Durable(at(300)));
     assert_eq!(made.target.apply(empty(100, 200)).await.unwrap(), Durable(at(300)));
-    assert_eq!(apply(&made.target, 250, changes(&people, &[Change::Insert(row("2"))])).await.unwrap(), Durable(at(300)));
+    assert_eq!(
+        apply(&made.target, 250, changes(&people, &[Change::Insert(row("2"))])).await.unwrap(),
+        Durable(at(300))
+    );
     assert_eq!(rows(&made.target, &people).await, ["1|a|b|1"]);
     assert_eq!(made.target.open(&task()).await.unwrap().position, Some(Position::from_lsn(300)));
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pgferry_model::{
-    Batch, CellFormat, Column, DataType, Delivery, Op, Position, Slice, Table, TableId, TableName, TableState, TaskId,
-    TypeKind,
+    Batch, CellFormat, Column, DataType, Delivery, Op, Position, Slice, Table, TableId, TableName,
+    TableState, TaskId, TypeKind,
 };
 use pgferry_pipeline::{
-    Chunk, ChunkRows, CopyMark, DeletePolicy, IfTargetExists, Inspect, Receipt, TableChanges, TablePlan, Target,
-    compact, rows_between,
+    Chunk, ChunkRows, CopyMark, DeletePolicy, IfTargetExists, Inspect, Receipt, TableChanges, TablePlan,
+    Target, compact, rows_between,
 };
 use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
 use tempfile::TempDir;
@@ -59,7 +59,8 @@ pub(crate) fn table(name: &str, columns: &[(&str, TypeKind)], key: &[usize]) -> 
 
 /// id, name, body (long), n.
 pub(crate) fn people() -> Arc<Table> {
-    let columns = [("id", TypeKind::Int4), ("name", TypeKind::Text), ("body", TypeKind::Text), ("n", TypeKind::Int8)];
+    let columns =
+        [("id", TypeKind::Int4), ("name", TypeKind::Text), ("body", TypeKind::Text), ("n", TypeKind::Int8)];
     table("people", &columns, &[0])
 }
 
@@ -122,7 +123,12 @@ pub(crate) fn at(lsn: u64) -> Position {
     Position::from_lsn(lsn)
 }
 
-pub(crate) fn delivery(after: u64, through: u64, slice: Slice, batches: Vec<Batch>) -> Arc<Delivery<TableChanges>> {
+pub(crate) fn delivery(
+    after: u64,
+    through: u64,
+    slice: Slice,
+    batches: Vec<Batch>,
+) -> Arc<Delivery<TableChanges>> {
     let tables = batches
         .into_iter()
         .map(|batch| TableChanges::Latest(compact(batch, DeletePolicy::Carry).expect("compacted")))
@@ -158,8 +164,8 @@ pub(crate) async fn opened() -> Made {
     Made { folder, path, target }
 }
 
-/// An open target with a table that follows the stream from position 100.
-pub(crate) async fn live(table: &Arc<Table>, rows: &[Vec<In>]) -> Made {
+/// An open target with a table whose copy at position 100 is under way.
+pub(crate) async fn copying(table: &Arc<Table>, rows: &[Vec<In>]) -> Made {
     let made = opened().await;
     made.target.prepare(&plan(table, IfTargetExists::Error)).await.expect("prepare");
     made.target
@@ -167,6 +173,12 @@ pub(crate) async fn live(table: &Arc<Table>, rows: &[Vec<In>]) -> Made {
         .await
         .expect("begin_copy");
     load(&made.target, table, 0, rows).await.expect("load");
+    made
+}
+
+/// The same, when the copy is done and the table follows the stream.
+pub(crate) async fn live(table: &Arc<Table>, rows: &[Vec<In>]) -> Made {
+    let made = copying(table, rows).await;
     made.target.set_state(table, TableState::Live).await.expect("state");
     made
 }
@@ -198,7 +210,11 @@ pub(crate) async fn load(
     loaded
 }
 
-pub(crate) async fn apply(target: &DuckdbTarget, through: u64, batch: Batch) -> pgferry_model::Result<Receipt> {
+pub(crate) async fn apply(
+    target: &DuckdbTarget,
+    through: u64,
+    batch: Batch,
+) -> pgferry_model::Result<Receipt> {
     target.apply(delivery(through - 1, through, Slice::Whole, vec![batch])).await
 }
 
@@ -206,7 +222,8 @@ pub(crate) async fn apply(target: &DuckdbTarget, through: u64, batch: Batch) -> 
 pub(crate) async fn rows(target: &DuckdbTarget, table: &Table) -> Vec<String> {
     let mut all = Vec::new();
     let mut each = |row: Vec<Option<String>>| {
-        let cells: Vec<String> = row.into_iter().map(|cell| cell.unwrap_or_else(|| "<null>".to_owned())).collect();
+        let cells: Vec<String> =
+            row.into_iter().map(|cell| cell.unwrap_or_else(|| "<null>".to_owned())).collect();
         all.push(cells.join("|"));
         Ok(())
     };

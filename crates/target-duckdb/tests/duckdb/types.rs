@@ -35,12 +35,50 @@ fn numbers() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
         (TypeKind::Bool, "BOOLEAN", vec![("t", be([1])), ("f", be([0]))]),
         (TypeKind::Int2, "SMALLINT", vec![("-32768", be(i16::MIN.to_be_bytes())), ("32767", None)]),
         (TypeKind::Int4, "INTEGER", vec![("-2147483648", be(i32::MIN.to_be_bytes())), ("2147483647", None)]),
-        (TypeKind::Int8, "BIGINT", vec![("-9223372036854775808", be(i64::MIN.to_be_bytes())), ("9223372036854775807", None)]),
+        (
+            TypeKind::Int8,
+            "BIGINT",
+            vec![("-9223372036854775808", be(i64::MIN.to_be_bytes())), ("9223372036854775807", None)],
+        ),
         (TypeKind::Oid, "UINTEGER", vec![("4294967295", be([0xFF; 4])), ("0", None)]),
-        (TypeKind::Float4, "FLOAT", vec![("-0", be((-0.0f32).to_be_bytes())), ("NaN", be(f32::NAN.to_be_bytes())), ("1e-45", None), ("3.4028235e+38", None), ("-Infinity", None)]),
-        (TypeKind::Float8, "DOUBLE", vec![("-0", be((-0.0f64).to_be_bytes())), ("NaN", be(f64::NAN.to_be_bytes())), ("5e-324", None), ("0.30000000000000004", None), ("Infinity", None)]),
-        (numeric(Some((38, 38))), "DECIMAL(38,38)", vec![("-0.99999999999999999999999999999999999999", None), ("0.00000000000000000000000000000000000000", None)]),
-        (numeric(Some((10, 2))), "DECIMAL(10,2)", vec![("-12345678.90", words(&[3, 1, 0x4000, 2, 1234, 5678, 9000])), ("0.05", words(&[1, 0xFFFF, 0, 2, 500]))]),
+        (
+            TypeKind::Float4,
+            "FLOAT",
+            vec![
+                ("-0", be((-0.0f32).to_be_bytes())),
+                ("NaN", be(f32::NAN.to_be_bytes())),
+                ("1e-45", None),
+                ("3.4028235e+38", None),
+                ("-Infinity", None),
+            ],
+        ),
+        (
+            TypeKind::Float8,
+            "DOUBLE",
+            vec![
+                ("-0", be((-0.0f64).to_be_bytes())),
+                ("NaN", be(f64::NAN.to_be_bytes())),
+                ("5e-324", None),
+                ("0.30000000000000004", None),
+                ("Infinity", None),
+            ],
+        ),
+        (
+            numeric(Some((38, 38))),
+            "DECIMAL(38,38)",
+            vec![
+                ("-0.99999999999999999999999999999999999999", None),
+                ("0.00000000000000000000000000000000000000", None),
+            ],
+        ),
+        (
+            numeric(Some((10, 2))),
+            "DECIMAL(10,2)",
+            vec![
+                ("-12345678.90", words(&[3, 1, 0x4000, 2, 1234, 5678, 9000])),
+                ("0.05", words(&[1, 0xFFFF, 0, 2, 500])),
+            ],
+        ),
         (numeric(Some((4, 1))), "DECIMAL(4,1)", vec![("-999.9", None), ("0.0", None)]),
         (numeric(Some((18, 0))), "DECIMAL(18,0)", vec![("999999999999999999", None)]),
         (numeric(Some((5, -3))), "DECIMAL(8,0)", vec![("12345000", words(&[2, 1, 0, 0, 1234, 5000]))]),
@@ -53,14 +91,71 @@ fn numbers() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
 fn texts_and_times() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
     let us = |us: i64| be(us.to_be_bytes());
     vec![
-        (TypeKind::Text, "VARCHAR", vec![("", be([])), ("a\nb\u{1F980}", Some("a\nb\u{1F980}".into())), ("a string longer than the twelve bytes that DuckDB keeps inline", None)]),
+        (
+            TypeKind::Text,
+            "VARCHAR",
+            vec![
+                ("", be([])),
+                ("a\nb\u{1F980}", Some("a\nb\u{1F980}".into())),
+                ("a string longer than the twelve bytes that DuckDB keeps inline", None),
+            ],
+        ),
         (TypeKind::FixedText, "VARCHAR", vec![("ab   ", be(*b"ab   "))]),
         (TypeKind::Bytes, "BLOB", vec![("\\x", be([])), ("\\x00ff5c27", be([0, 0xFF, 0x5C, 0x27]))]),
-        (TypeKind::Date, "DATE", vec![("infinity", be(i32::MAX.to_be_bytes())), ("-infinity", be(i32::MIN.to_be_bytes())), ("4714-11-24 BC", be((-2_451_545i32).to_be_bytes())), ("5874897-12-31", None), ("0001-01-01", None)]),
-        (TypeKind::Time, "TIME", vec![("24:00:00", us(86_400_000_000)), ("00:00:00.000001", us(1)), ("23:59:59.999999", None)]),
-        (TypeKind::Timestamp, "TIMESTAMP", vec![("infinity", us(i64::MAX)), ("-infinity", us(i64::MIN)), ("4714-11-24 00:00:00 BC", us(-211_813_488_000_000_000)), ("294247-01-10 04:00:54.775806", None), ("10000-01-01 00:00:00.1", None), ("2000-01-01 00:00:00", us(0))]),
-        (TypeKind::TimestampTz, "TIMESTAMP WITH TIME ZONE", vec![("infinity", us(i64::MAX)), ("-infinity", us(i64::MIN)), ("0044-03-15 12:00:00+00 BC", None), ("2024-02-29 23:59:59.999999+00", None), ("1999-12-31 23:59:59.999999+00", us(-1))]),
-        (TypeKind::Uuid, "UUID", vec![("00000000-0000-0000-0000-000000000000", be([0; 16])), ("ffffffff-ffff-ffff-ffff-ffffffffffff", be([0xFF; 16])), ("80000000-0000-0000-0000-000000000001", None)]),
+        (
+            TypeKind::Date,
+            "DATE",
+            vec![
+                ("infinity", be(i32::MAX.to_be_bytes())),
+                ("-infinity", be(i32::MIN.to_be_bytes())),
+                ("4714-11-24 BC", be((-2_451_545i32).to_be_bytes())),
+                ("5874897-12-31", None),
+                ("0001-01-01", None),
+            ],
+        ),
+        (
+            TypeKind::Time,
+            "TIME",
+            vec![("24:00:00", us(86_400_000_000)), ("00:00:00.000001", us(1)), ("23:59:59.999999", None)],
+        ),
+        (
+            TypeKind::Timestamp,
+            "TIMESTAMP",
+            vec![
+                ("infinity", us(i64::MAX)),
+                ("-infinity", us(i64::MIN)),
+                ("4714-11-24 00:00:00 BC", us(-211_813_488_000_000_000)),
+                ("294247-01-10 04:00:54.775806", None),
+                ("10000-01-01 00:00:00.1", None),
+                ("2000-01-01 00:00:00", us(0)),
+            ],
+        ),
+        (
+            TypeKind::TimestampTz,
+            "TIMESTAMP WITH TIME ZONE",
+            vec![
+                ("infinity", us(i64::MAX)),
+                ("-infinity", us(i64::MIN)),
+                ("0044-03-15 12:00:00+00 BC", None),
+                ("2024-02-29 23:59:59.999999+00", None),
+                ("1999-12-31 23:59:59.999999+00", us(-1)),
+            ],
+        ),
+        (
+            TypeKind::Uuid,
+            "UUID",
+            vec![
+                ("00000000-0000-0000-0000-000000000000", be([0; 16])),
+                ("ffffffff-ffff-ffff-ffff-ffffffffffff", be([0xFF; 16])),
+                ("80000000-0000-0000-0000-000000000001", None),
+            ],
+        ),
+    ]
+}
+
+/// Types that come as PostgreSQL's own text.
+fn as_text() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
+    vec![
         (TypeKind::SingleByte, "VARCHAR", vec![("x", None)]),
         (TypeKind::TimeTz, "VARCHAR", vec![("24:00:00+15:59:59", None)]),
         (TypeKind::Interval, "VARCHAR", vec![("-1 years -2 mons +3 days -04:05:06.789", None)]),
@@ -81,7 +176,15 @@ fn arrays() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
     let numeric = TypeKind::Numeric { precision_and_scale: Some((5, 2)) };
     let two = TypeKind::Array(Box::new(data_type("element", TypeKind::Int4)), 2);
     vec![
-        (array_of(TypeKind::Int4), "INTEGER[]", vec![("{}", Some([0i32, 0, 23].iter().flat_map(|word| word.to_be_bytes()).collect())), ("{1,-2}", int_array(&[1, -2])), ("{NULL}", None)]),
+        (
+            array_of(TypeKind::Int4),
+            "INTEGER[]",
+            vec![
+                ("{}", Some([0i32, 0, 23].iter().flat_map(|word| word.to_be_bytes()).collect())),
+                ("{1,-2}", int_array(&[1, -2])),
+                ("{NULL}", None),
+            ],
+        ),
         (array_of(TypeKind::Bool), "BOOLEAN[]", vec![("{t,NULL,f}", None)]),
         (array_of(TypeKind::Text), "VARCHAR[]", vec![("{a,\"\",\"NULL\",NULL,\"q\\\"\\\\ {},\",é}", None)]),
         (array_of(TypeKind::Bytes), "BLOB[]", vec![("{\"\\\\x00ff\",\"\\\\x\"}", None)]),
@@ -90,7 +193,11 @@ fn arrays() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
         (array_of(TypeKind::Uuid), "UUID[]", vec![("{ffffffff-ffff-ffff-ffff-ffffffffffff,NULL}", None)]),
         (array_of(TypeKind::Date), "DATE[]", vec![("{infinity,\"0044-03-15 BC\"}", None)]),
         (array_of(TypeKind::Time), "TIME[]", vec![("{24:00:00}", None)]),
-        (array_of(TypeKind::TimestampTz), "TIMESTAMP WITH TIME ZONE[]", vec![("{\"2024-01-01 00:00:00+00\",-infinity}", None)]),
+        (
+            array_of(TypeKind::TimestampTz),
+            "TIMESTAMP WITH TIME ZONE[]",
+            vec![("{\"2024-01-01 00:00:00+00\",-infinity}", None)],
+        ),
         (array_of(TypeKind::Json), "VARCHAR", vec![("{\"{\\\"a\\\": 1}\"}", None)]),
         (array_of(TypeKind::Numeric { precision_and_scale: None }), "VARCHAR", vec![("{NaN,1.0}", None)]),
         (two, "VARCHAR", vec![("{{1,2},{3,4}}", None), ("[0:1]={1,2}", None)]),
@@ -98,7 +205,7 @@ fn arrays() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
 }
 
 fn all() -> Vec<(TypeKind, &'static str, Vec<Form>)> {
-    numbers().into_iter().chain(texts_and_times()).chain(arrays()).collect()
+    numbers().into_iter().chain(texts_and_times()).chain(as_text()).chain(arrays()).collect()
 }
 
 /// A table of one column per type, and its rows: the first form of each, the second, …; NULL where there are no more.
@@ -182,7 +289,7 @@ async fn what_does_not_fit_sets_the_table_aside() {
         assert!(!mapping.note.is_empty());
         let failure = load(&made.target, &one, 1, &[texts(&["1", value])]).await.unwrap_err();
         assert_eq!(failure.code(), error::NOT_REPRESENTABLE, "{value}");
-        assert!(failure.problem().contains("column v") && !failure.problem().contains(value));
+        assert!(failure.problem().contains("one.v ") && failure.cure().is_some());
     }
 }
 
@@ -229,6 +336,22 @@ async fn snapshots_ask_for_the_form_that_costs_least() {
     for kind in [free, TypeKind::Interval, TypeKind::SingleByte, TypeKind::Other, array_of(TypeKind::Json)] {
         assert_eq!(format(kind.clone()), CellFormat::Text, "{kind:?}");
     }
+}
+
+/// Why floats are mapped as equal and not as exact: a column of zeros of both signs, after a checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sign_of_zero_is_what_floats_may_lose() {
+    let zeros = table("zeros", &[("id", TypeKind::Int4), ("v", TypeKind::Float8)], &[0]);
+    let cells: Vec<Vec<In>> =
+        (0..4000).map(|id: i32| texts(&[&id.to_string(), if id % 2 == 0 { "0" } else { "-0" }])).collect();
+    let made = live(&zeros, &cells).await;
+    assert_eq!(made.target.mapping(&zeros).unwrap()[1].fidelity, Fidelity::Equal);
+    made.target.close().await.unwrap();
+    let all = rows(&made.target, &zeros).await;
+    let signed = all.iter().filter(|row| row.ends_with("|-0")).count();
+    let plain = all.iter().filter(|row| row.ends_with("|0")).count();
+    assert_eq!(signed + plain, 4000);
+    assert_ne!(signed, 2000, "DuckDB keeps the sign of zero now: map floats as exact");
 }
 
 #[tokio::test(flavor = "multi_thread")]
