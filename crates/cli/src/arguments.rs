@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Preview(PreviewArguments),
     /// Show what a run would make and how much it would copy; change nothing
     Plan(FileAndTasks),
+    /// Forget what the target holds of tables: the next run copies them again
+    Resync(ResyncArguments),
     /// Watch pgferry at work on a PostgreSQL server of its own
     Demo(DemoArguments),
     /// Write a task file with comments
@@ -107,6 +109,7 @@ impl Command {
             Command::Check(_) => "check",
             Command::Preview(_) => "preview",
             Command::Plan(_) => "plan",
+            Command::Resync(_) => "resync",
             Command::Demo(_) => "demo",
             Command::Init(_) => "init",
             Command::Validate { .. } => "validate",
@@ -139,6 +142,15 @@ pub(crate) struct PreviewArguments {
     /// Rows per table; 0 shows columns only
     #[arg(long, value_name = "ROWS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub rows: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResyncArguments {
+    #[command(flatten)]
+    pub selection: FileAndTasks,
+    /// Only this table, as schema.table; may be given several times [default: every table of the tasks]
+    #[arg(long = "table", value_name = "TABLE")]
+    pub tables: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -179,6 +179,7 @@ fn the_reference_page_is_current() {
         &["check"],
         &["preview"],
         &["plan"],
+        &["resync"],
         &["demo"],
         &["init"],
         &["validate"],

@@ -161,6 +161,15 @@ impl Assembler {
         self.lanes.get(id.index()).map(|lane| &lane.table)
     }
 
+    /// Whether the open transaction's changes of a table are wanted. Of those that are not, the columns do not matter either.
+    pub fn takes(&self, id: TableId) -> bool {
+        let gate = self.lanes.get(id.index()).map(|lane| lane.gate);
+        match (&self.open, gate) {
+            (Some(open), Some(Gate::After(cut))) => open.start.commit_record >= cut.max(self.after),
+            _ => false,
+        }
+    }
+
     /// A change of a table. `None`: not wanted, the source skips it.
     #[inline]
     pub fn row(&mut self, id: TableId, op: Op) -> Option<RowWriter<'_>> {

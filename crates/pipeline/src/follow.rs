@@ -162,6 +162,7 @@ impl Loop<'_> {
         if delivered.slice != Slice::Part && self.checkpoint.receipt(delivered.receipt) {
             self.mark_live();
         }
+        self.note_delivered();
         failpoint::pass("run.before_confirm");
         self.checkpoint.confirm(self.stream.as_mut());
         failpoint::pass("run.after_confirm");
@@ -196,7 +197,15 @@ impl Loop<'_> {
         if self.assembler.through() >= end {
             monitor.set_phase(Phase::Streaming);
         }
+        self.note_delivered();
         metrics::gauge!("pgferry_buffer_bytes").set(self.assembler.bytes() as f64);
+    }
+
+    /// While nothing is gathered or in flight, an idle position has nothing that waits, stored or not.
+    fn note_delivered(&self) {
+        if !self.deliverer.busy() && !self.assembler.has_rows() && !self.assembler.mid_transaction() {
+            self.courier.monitor.set_delivered(self.assembler.through());
+        }
     }
 
     /// The end in its order: intake stopped; what is whole is written; what is in flight is awaited; confirmed; closed.

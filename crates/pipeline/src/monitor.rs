@@ -107,6 +107,7 @@ pub struct Monitor {
     phase: AtomicU8,
     tables: Mutex<Vec<Arc<TableMonitor>>>,
     durable: AtomicU64,
+    delivered: AtomicU64,
     source_end: AtomicU64,
     committed_at_us: AtomicU64,
     /// Transactions delivered.
@@ -127,6 +128,7 @@ impl Default for Monitor {
             phase: AtomicU8::new(0),
             tables: Mutex::new(Vec::new()),
             durable: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
             source_end: AtomicU64::new(0),
             committed_at_us: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
@@ -172,6 +174,11 @@ impl Monitor {
         }
     }
 
+    /// Every change at or before it is durable; the position itself need not be.
+    pub(crate) fn set_delivered(&self, position: Position) {
+        self.delivered.fetch_max(position.lsn(), Ordering::Relaxed);
+    }
+
     pub(crate) fn set_source_end(&self, position: Position) {
         self.source_end.fetch_max(position.lsn(), Ordering::Relaxed);
     }
@@ -190,9 +197,10 @@ impl Monitor {
         Position::from_lsn(self.durable.load(Ordering::Relaxed))
     }
 
-    /// Bytes of the source's log that are not durable yet.
+    /// Bytes of the source's log that may hold changes which are not durable yet; 0 while the source is idle.
     pub fn lag_bytes(&self) -> u64 {
-        Position::from_lsn(self.source_end.load(Ordering::Relaxed)).bytes_since(self.durable())
+        let delivered = Position::from_lsn(self.delivered.load(Ordering::Relaxed)).max(self.durable());
+        Position::from_lsn(self.source_end.load(Ordering::Relaxed)).bytes_since(delivered)
     }
 
     /// When the newest durable transaction was committed at the source, in microseconds since 1970; 0 before the first.

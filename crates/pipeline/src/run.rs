@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use pgferry_model::{
-    Class, Delivery, Error, Position, Progress, Result, Slice, Table, TableName, TableState, TaskId,
+    Class, Delivery, Error, Position, Progress, Result, Slice, Table, TableName, TableProgress, TableState,
+    TaskId,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -134,7 +135,7 @@ impl Run<'_> {
         if !self.started {
             self.courier.monitor.set_tables(&tables);
         }
-        let progress = self.courier.target.open(self.task).await?;
+        let mut progress = self.courier.target.open(self.task).await?;
         self.show_states(&tables, &progress);
         self.source.verify_start(&progress).await?;
         if progress.source.is_none() {
@@ -144,7 +145,7 @@ impl Run<'_> {
         if self.goal.is_none() && stream && self.courier.settings.until_caught_up {
             self.goal = Some(self.source.current_position().await?);
         }
-        self.prepare(&tables, &progress).await?;
+        self.prepare(&tables, &mut progress).await?;
         if self.stop.is_cancelled() {
             return Ok(Ended::Stopped);
         }
@@ -177,8 +178,9 @@ impl Run<'_> {
         }
     }
 
-    /// Creates or takes over the target's tables; one that cannot be carried is set aside.
-    async fn prepare(&mut self, tables: &[Arc<Table>], progress: &Progress) -> Result<()> {
+    /// Creates or takes over the target's tables; one that cannot be carried is set aside, in `progress` too: its rows may be
+    /// somebody else's, and no copy may touch them.
+    async fn prepare(&mut self, tables: &[Arc<Table>], progress: &mut Progress) -> Result<()> {
         let settings = self.courier.settings.clone();
         for table in tables {
             if progress
@@ -196,6 +198,7 @@ impl Run<'_> {
                 Ok(()) => {}
                 Err(failure) if failure.class() == Class::TableBroken && !settings.stop_on_table_error => {
                     self.courier.set_aside(table, &failure).await?;
+                    note_broken(progress, table, &failure);
                     self.set_aside.push((Arc::clone(table), failure));
                 }
                 Err(failure) => return Err(failure),
@@ -224,7 +227,10 @@ impl Run<'_> {
             }
         };
         for table in tables.iter().filter(|table| !table.key.is_empty()) {
-            if progress.table(&table.name).is_none_or(|known| known.cut.is_none()) {
+            let new = |known: &TableProgress| {
+                known.cut.is_none() && !matches!(known.state, TableState::Broken { .. })
+            };
+            if progress.table(&table.name).is_none_or(new) {
                 target.set_state(table, TableState::CatchingUp).await?;
             }
         }
@@ -264,6 +270,22 @@ impl Run<'_> {
             }
         }
         Ok(RunEnd { ended, position: progress.position, set_aside })
+    }
+}
+
+fn note_broken(progress: &mut Progress, table: &Table, failure: &Error) {
+    let state =
+        TableState::Broken { code: failure.code().to_string(), problem: failure.problem().to_owned() };
+    match progress.tables.iter_mut().find(|known| known.name == table.name) {
+        Some(known) => known.state = state,
+        None => {
+            progress.tables.push(TableProgress {
+                name: table.name.clone(),
+                state,
+                cut: None,
+                chunks_done: Vec::new(),
+            });
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pgferry_model::{
     Batch, CellFormat, Column, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity, Table,
-    TableState, TaskId,
+    TableName, TableState, TaskId,
 };
 
 use crate::settings::IfTargetExists;
@@ -160,6 +160,11 @@ pub trait Target: Send + Sync {
 
     /// Stores a table's state, for instance at the end of its copy or when it is set aside.
     async fn set_state(&self, table: &Arc<Table>, state: TableState) -> Result<()>;
+
+    /// Forgets what it holds of a table: state `waiting`, no cut, no chunks, no error. Its rows stay until its next `prepare`, which
+    /// makes a table of this task anew where its columns differ, or its next copy. `None`: every table, and the position and
+    /// what it belongs to, in one commit. Refused where rows from before the task could not be told from copied ones.
+    async fn forget(&self, table: Option<&TableName>) -> Result<()>;
 
     /// Applies a delivery and stores `through` in the same commit. A delivery whose `through` is at or before the stored
     /// position is answered with that position and changes nothing. An empty delivery moves the position only. Slices: a

@@ -1,5 +1,7 @@
 //! Compaction against a plain model: whatever the changes, what a target is told to do leads to the same rows.
 
+#![allow(clippy::expect_used, reason = "a test stops at the first surprise")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

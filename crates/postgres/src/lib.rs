@@ -3,10 +3,17 @@
 mod catalog;
 mod config;
 pub mod error;
+mod explain;
+mod pgpass;
 mod session;
 mod sql;
+mod startup;
+mod stream;
+mod tls;
+mod url;
 
 pub use catalog::{CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables};
-pub use config::{ConnectionConfig, Secret};
+pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
+pub use error::{server_error, sqlstate};
 pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
 pub use sql::{quote_identifier, quote_literal};

@@ -1,4 +1,4 @@
-//! Our own protocol session: startup, authentication, small queries, COPY OUT and COPY BOTH.
+//! Our own protocol session after its startup: small queries, COPY OUT and COPY BOTH.
 //!
 //! ```text
 //!   socket ──read──> one buffer ──frames (tag, body) borrowed──> caller        writes go straight to the socket
@@ -10,21 +10,24 @@
 //! Protocol: PostgreSQL docs, chapter "Frontend/Backend Protocol".
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use pgferry_model::{Error, Result};
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
 
-use crate::ConnectionConfig;
-use crate::error::{AUTHENTICATION, PROTOCOL, ServerError, UNREACHABLE};
+use crate::error::{PROTOCOL, ServerError, UNREACHABLE};
+use crate::explain::{Place, explain};
+use crate::stream::ByteStream;
+use crate::tls;
 
 /// Room for a read; large, so that one read brings many frames.
 const READ_BYTES: usize = 256 << 10;
 /// PostgreSQL's largest message and its header.
 const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
+/// The largest message before the login is done: nobody unknown makes us hold more.
+const LOGIN_FRAME_BYTES_MAX: usize = 64 << 10;
 
 /// What a session is for; decides its startup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Purpose::Query => "catalog",
             Purpose::Copy => "snapshot",
@@ -61,21 +64,23 @@ pub type ResultRow = Vec<Option<String>>;
 
 /// The reading side.
 pub struct SessionReader {
-    socket: ReadHalf<TcpStream>,
+    socket: ReadHalf<ByteStream>,
     buffer: BytesMut,
+    frame_bytes_max: usize,
+    place: Arc<Place>,
 }
 
 /// The writing side.
 pub struct SessionWriter {
-    socket: WriteHalf<TcpStream>,
-    buffer: BytesMut,
+    socket: WriteHalf<ByteStream>,
+    pub(crate) buffer: BytesMut,
 }
 
 /// A connection after its startup.
 pub struct Session {
-    reader: SessionReader,
-    writer: SessionWriter,
-    backend_pid: i32,
+    pub(crate) reader: SessionReader,
+    pub(crate) writer: SessionWriter,
+    pub(crate) backend_pid: i32,
     server_version_num: u32,
 }
 
@@ -106,26 +111,39 @@ impl SessionReader {
     }
 
     fn frame_length(&self) -> Result<Option<usize>> {
-        let Some(header) = backend::Header::parse(&self.buffer).map_err(malformed)? else { return Ok(None) };
-        let length = header.len() as usize + 1;
-        if length > FRAME_BYTES_MAX {
-            return Err(malformed("a message longer than PostgreSQL sends"));
-        }
-        Ok((self.buffer.len() >= length).then_some(length))
+        frame_length(&self.buffer, self.frame_bytes_max)
     }
 
     /// An ErrorResponse as an error of pgferry.
     pub fn server_error(&self, body: &[u8], doing: &str) -> Error {
-        ServerError::parse(body).into_error(doing)
+        self.explain(ServerError::parse(body), doing, "")
+    }
+
+    pub(crate) fn explain(&self, failure: ServerError, doing: &str, sql: &str) -> Error {
+        explain(failure, doing, &self.place, sql)
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     async fn next(&mut self) -> Result<(u8, BytesMut)> {
+        loop {
+            let (tag, body) = self.next_with_parameters().await?;
+            if tag != b'S' {
+                return Ok((tag, body));
+            }
+        }
+    }
+
+    /// The next message, parameter statuses among them.
+    pub(crate) async fn next_with_parameters(&mut self) -> Result<(u8, BytesMut)> {
         loop {
             if let Some(length) = self.frame_length()? {
                 let mut frame = self.buffer.split_to(length);
                 let tag = frame[0];
                 frame.advance(5);
-                if matches!(tag, b'N' | b'S' | b'A') {
+                if matches!(tag, b'N' | b'A') {
                     continue;
                 }
                 return Ok((tag, frame));
@@ -138,7 +156,7 @@ impl SessionReader {
 }
 
 impl SessionWriter {
-    async fn send(&mut self) -> Result<()> {
+    pub(crate) async fn send(&mut self) -> Result<()> {
         self.socket.write_all_buf(&mut self.buffer).await.map_err(lost)?;
         self.socket.flush().await.map_err(lost)
     }
@@ -164,109 +182,29 @@ impl SessionWriter {
 }
 
 impl Session {
-    /// Connects, authenticates, and pins the session's settings.
-    pub async fn connect(config: &ConnectionConfig, purpose: Purpose) -> Result<Session> {
-        let connecting = Session::start(config, purpose);
-        match tokio::time::timeout(config.connect_timeout, connecting).await {
-            Ok(session) => session,
-            Err(_) => Err(Error::transient(
-                UNREACHABLE,
-                format!("{}:{} did not answer within {:?}", config.host, config.port, config.connect_timeout),
-            )),
-        }
-    }
-
-    async fn start(config: &ConnectionConfig, purpose: Purpose) -> Result<Session> {
-        let socket = TcpStream::connect((config.host.as_str(), config.port)).await.map_err(|failure| {
-            Error::transient(UNREACHABLE, format!("cannot reach {}:{}", config.host, config.port))
-                .with_origin(failure)
-        })?;
-        socket.set_nodelay(true).map_err(lost)?;
-        let (read, write) = tokio::io::split(socket);
-        let mut session = Session {
-            reader: SessionReader { socket: read, buffer: BytesMut::new() },
-            writer: SessionWriter { socket: write, buffer: BytesMut::new() },
-            backend_pid: 0,
-            server_version_num: 0,
+    pub(crate) fn over(stream: ByteStream, place: Place) -> Session {
+        let (read, write) = tokio::io::split(stream);
+        let place = Arc::new(place);
+        let reader = SessionReader {
+            socket: read,
+            buffer: BytesMut::new(),
+            frame_bytes_max: LOGIN_FRAME_BYTES_MAX,
+            place,
         };
-        let application = format!("{} {}", config.application_name, purpose.word());
-        let mut parameters = vec![
-            ("user", config.user.as_str()),
-            ("database", config.database.as_str()),
-            ("client_encoding", "UTF8"),
-            ("application_name", application.as_str()),
-        ];
-        if purpose == Purpose::Replication {
-            parameters.push(("replication", "database"));
-        }
-        frontend::startup_message(parameters, &mut session.writer.buffer).map_err(malformed)?;
-        session.writer.send().await?;
-        session.authenticate(config).await?;
-        session.pin().await?;
-        Ok(session)
+        let writer = SessionWriter { socket: write, buffer: BytesMut::new() };
+        Session { reader, writer, backend_pid: 0, server_version_num: 0 }
     }
 
-    async fn authenticate(&mut self, config: &ConnectionConfig) -> Result<()> {
-        let password = config.password.as_ref().map_or("", |password| password.expose());
-        let mut scram: Option<ScramSha256> = None;
-        loop {
-            let (tag, mut body) = self.reader.next().await?;
-            match tag {
-                b'R' if body.len() >= 4 => {
-                    let kind = body.get_u32();
-                    let rest = body.freeze();
-                    let out = &mut self.writer.buffer;
-                    match kind {
-                        0 => continue,
-                        3 => frontend::password_message(password.as_bytes(), out).map_err(malformed)?,
-                        5 if rest.len() >= 4 => {
-                            let salt = [rest[0], rest[1], rest[2], rest[3]];
-                            let hash = postgres_protocol::authentication::md5_hash(
-                                config.user.as_bytes(),
-                                password.as_bytes(),
-                                salt,
-                            );
-                            frontend::password_message(hash.as_bytes(), out).map_err(malformed)?;
-                        }
-                        10 => {
-                            let exchange =
-                                ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-                            frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out)
-                                .map_err(malformed)?;
-                            scram = Some(exchange);
-                        }
-                        11 | 12 => {
-                            let exchange = scram.as_mut().ok_or_else(|| malformed("SASL out of order"))?;
-                            if kind == 11 {
-                                exchange.update(&rest).map_err(malformed)?;
-                                frontend::sasl_response(exchange.message(), out).map_err(malformed)?;
-                            } else {
-                                exchange.finish(&rest).map_err(malformed)?;
-                            }
-                        }
-                        other => {
-                            return Err(Error::task_broken(
-                                AUTHENTICATION,
-                                format!(
-                                    "the server asks for an authentication method that is not supported ({other})"
-                                ),
-                            ));
-                        }
-                    }
-                    self.writer.send().await?;
-                }
-                b'K' if body.len() >= 8 => self.backend_pid = body.get_i32(),
-                b'Z' => return Ok(()),
-                b'E' => return Err(ServerError::parse(&body).into_error("connecting")),
-                _ => {}
-            }
-        }
+    /// Whether the connection is encrypted.
+    pub fn encrypted(&self) -> bool {
+        self.reader.place.encrypted
     }
 
     /// Every session has the same text forms and no time limit of its own, whatever the server's, the database's and the role's
     /// settings are. Limits that only newer servers have (14+, 17+) are lifted where they exist: one of them would end a long
     /// snapshot or the idle connection that holds its export.
-    async fn pin(&mut self) -> Result<()> {
+    pub(crate) async fn pin(&mut self) -> Result<()> {
+        self.reader.frame_bytes_max = FRAME_BYTES_MAX;
         let rows = self
             .simple_query(
                 "SET statement_timeout = 0; SHOW server_version_num; \
@@ -304,7 +242,7 @@ impl Session {
         }
         match failure {
             None => Ok(rows),
-            Some(failure) => Err(failure.into_error("asking the server")),
+            Some(failure) => Err(self.reader.explain(failure, "asking the server", sql)),
         }
     }
 
@@ -332,7 +270,7 @@ impl Session {
                 b'E' => failure = Some(ServerError::parse(&body)),
                 b'Z' => {
                     return Err(match failure {
-                        Some(failure) => failure.into_error(doing),
+                        Some(failure) => self.reader.explain(failure, doing, sql),
                         None => malformed("no COPY was started"),
                     });
                 }
@@ -388,7 +326,7 @@ fn data_row(body: &[u8]) -> Result<ResultRow> {
         return Err(malformed("a short row"));
     }
     let count = rest.get_u16();
-    let mut row = Vec::with_capacity(usize::from(count));
+    let mut row = Vec::with_capacity(usize::from(count).min(rest.len() / 4));
     for _ in 0..count {
         if rest.len() < 4 {
             return Err(malformed("a short row"));
@@ -405,10 +343,89 @@ fn data_row(body: &[u8]) -> Result<ResultRow> {
     Ok(row)
 }
 
-fn lost(failure: io::Error) -> Error {
+pub(crate) fn frame_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usize>> {
+    let Some(header) = backend::Header::parse(buffer).map_err(malformed)? else { return Ok(None) };
+    let length = usize::try_from(header.len()).map_err(malformed)? + 1;
+    if length > bytes_max {
+        return Err(malformed("a message longer than PostgreSQL sends"));
+    }
+    Ok((buffer.len() >= length).then_some(length))
+}
+
+pub(crate) fn lost(failure: io::Error) -> Error {
+    if let Some(error) = tls::explain(&failure, "the server") {
+        return error;
+    }
     Error::transient(UNREACHABLE, "the connection to the server was lost").with_origin(failure)
 }
 
-fn malformed(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(crate) fn malformed(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::task_broken(PROTOCOL, "the server's answer does not follow the protocol").with_origin(what)
+}
+
+#[cfg(test)]
+mod tests {
+    // Frames from any bytes: never a panic, never room for what has not arrived.
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_frame_or_not_yet_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64), max in 5usize..100) {
+            match frame_length(&bytes, max) {
+                Ok(Some(length)) => prop_assert!((5..=bytes.len().min(max)).contains(&length)),
+                Ok(None) if bytes.len() >= 5 => {
+                    let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize + 1;
+                    prop_assert!(length > bytes.len() && length <= max);
+                }
+                Ok(None) => {}
+                Err(error) => prop_assert_eq!(error.code(), PROTOCOL),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_row_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(row) = data_row(&bytes) {
+                prop_assert!(row.capacity() <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn small_rows_come_back_whole(row in prop::collection::vec(prop::option::of("\\PC{0,8}"), 0..8)) {
+            let mut bytes = u16::try_from(row.len()).unwrap().to_be_bytes().to_vec();
+            for value in &row {
+                match value {
+                    Some(text) => {
+                        bytes.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+                        bytes.extend(text.as_bytes());
+                    }
+                    None => bytes.extend((-1i32).to_be_bytes()),
+                }
+            }
+            prop_assert_eq!(data_row(&bytes).unwrap(), row.clone());
+            if !bytes.is_empty() && !row.is_empty() {
+                prop_assert!(data_row(&bytes[..bytes.len() - 1]).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_servers_error(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
+            let error = ServerError::parse(&bytes).into_error("asking");
+            prop_assert!(!error.code().as_str().is_empty());
+        }
+
+        #[test]
+        fn any_bytes_are_a_certificate_or_not(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
+            prop_assert_eq!(tls::end_point(&bytes), None);
+        }
+    }
+
+    #[test]
+    fn a_length_below_four_or_above_the_limit_is_an_error() {
+        for bytes in [[b'D', 0, 0, 0, 3], [b'D', 0xff, 0xff, 0xff, 0xff], [b'D', 0x7f, 0xff, 0xff, 0xff]] {
+            assert_eq!(frame_length(&bytes, FRAME_BYTES_MAX).unwrap_err().code(), PROTOCOL);
+        }
+        assert!(frame_length(&[b'R', 0, 2, 0, 0], LOGIN_FRAME_BYTES_MAX).is_err());
+    }
 }

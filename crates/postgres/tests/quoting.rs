@@ -31,6 +31,7 @@ async fn session(database: &Database) -> Result<Session> {
         password: None,
         connect_timeout: Duration::from_secs(10),
         application_name: "pgferry".into(),
+        tls: pgferry_postgres::TlsConfig::default(),
     };
     Ok(Session::connect(&config, Purpose::Query).await?)
 }

@@ -79,4 +79,6 @@ pub struct PostgresSourceConfig {
     pub spool_directory: Option<PathBuf>,
     /// Bytes of streamed transactions that wait in memory before they go to disk.
     pub spool_memory_bytes_max: usize,
+    /// Bytes of streamed transactions that wait on disk at most.
+    pub spool_disk_bytes_max: u64,
 }

@@ -10,6 +10,7 @@ use crate::replication::publication::qualified;
 pub use crate::decode::PROTOCOL;
 pub use crate::replication::spool::SPOOL_FAILED;
 pub use crate::replication::transaction::PARTITION_TRUNCATED;
+pub use pgferry_postgres::error::{NO_REPLICATION_ROLE, PERMISSION, VERSION, WALSENDERS_EXHAUSTED};
 
 /// The slot does not exist.
 pub const SLOT_MISSING: Code = Code::new("source.slot_missing");
@@ -39,18 +40,10 @@ pub const TABLE_NOT_IN_PUBLICATION: Code = Code::new("source.table_not_in_public
 pub const NO_REPLICA_IDENTITY: Code = Code::new("source.no_replica_identity");
 /// The publication leaves operations out.
 pub const PUBLICATION_OPERATIONS: Code = Code::new("source.publication_operations");
-/// Every walsender of the server is used.
-pub const WALSENDERS_EXHAUSTED: Code = Code::new("source.walsenders_exhausted");
 /// The server has too few connections left.
 pub const CONNECTIONS_SHORT: Code = Code::new("source.connections_short");
-/// The role may not open a replication connection.
-pub const NO_REPLICATION_ROLE: Code = Code::new("source.no_replication_role");
-/// The role may not read a table.
-pub const PERMISSION: Code = Code::new("source.permission");
 /// Row-level security would hide rows from the role.
 pub const ROW_SECURITY: Code = Code::new("source.row_security");
-/// The server's version is too old.
-pub const VERSION: Code = Code::new("source.version");
 /// The server is a standby that cannot decode.
 pub const STANDBY: Code = Code::new("source.standby");
 /// The slot may lose its log, or fill the disk, before the copy is done.

@@ -38,6 +38,9 @@ use snapshot::export::{Export, Exported};
 /// How long another holder of the slot may take to let go: our own old connection, after a crash.
 const SLOT_RELEASE_WITHIN: Duration = Duration::from_secs(15);
 const SLOT_RELEASE_POLL: Duration = Duration::from_millis(250);
+/// Three times the default `wal_writer_delay`, and some: the longest that an asynchronous commit stays unflushed.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
+const FLUSHED_POLL: Duration = Duration::from_millis(20);
 /// The size of a log page, and the sizes of its headers (PostgreSQL source, `xlog_internal.h`).
 const LOG_PAGE_BYTES: u64 = 8192;
 const LOG_PAGE_HEADERS: [u64; 2] = [24, 40];
@@ -136,6 +139,18 @@ impl PostgresSource {
             (SnapshotNeed::StreamStart, None) => Ok(Export::WithSlot(replication.slot.clone())),
             _ => Ok(Export::WithTemporarySlot),
         }
+    }
+
+    /// A position in the log by the name of the function that tells it; a standby's is what it has replayed.
+    async fn log_position(&self, function: &str) -> Result<Position> {
+        let rows = self
+            .control
+            .ask(&format!(
+                "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                 ELSE pg_catalog.{function}() END"
+            ))
+            .await?;
+        Ok(before_page_header(position(&column(&rows, 0, 0)?)?))
     }
 
     /// Opens the stream's connection; waits for our own old connection to let go of the slot.
@@ -269,7 +284,7 @@ impl Source for PostgresSource {
             .await?;
         let timeout = Duration::from_millis(column(&rows, 0, 0)?.parse().unwrap_or(60_000));
         let session = self.start_replication(start.after).await?;
-        let source_end = self.current_position().await?;
+        let source_end = self.log_position("pg_current_wal_insert_lsn").await?;
         self.control.release().await;
         let transactions = replication::transactions(&self.control.config, selection);
         let (reader, writer) = session.into_split();
@@ -285,14 +300,17 @@ impl Source for PostgresSource {
     }
 
     async fn current_position(&self) -> Result<Position> {
-        let rows = self
-            .control
-            .ask(
-                "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                 ELSE pg_catalog.pg_current_wal_insert_lsn() END",
-            )
-            .await?;
-        Ok(before_page_header(position(&column(&rows, 0, 0)?)?))
+        let end = self.log_position("pg_current_wal_insert_lsn").await?;
+        // The stream carries flushed log only. Commits are flushed within `FLUSHED_WITHIN`, asynchronous ones too; what stays
+        // unflushed after it is no commit, and waiting for it could take until the next checkpoint.
+        let deadline = tokio::time::Instant::now() + FLUSHED_WITHIN;
+        loop {
+            let flushed = self.log_position("pg_current_wal_flush_lsn").await?;
+            if flushed >= end || tokio::time::Instant::now() >= deadline {
+                return Ok(flushed.min(end));
+            }
+            tokio::time::sleep(FLUSHED_POLL).await;
+        }
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {

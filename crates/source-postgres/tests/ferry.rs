@@ -18,15 +18,7 @@ const MAJORS: [u32; 4] = [10, 13, 15, 18];
 
 fn config(database: &Database, mode: SyncMode) -> PostgresSourceConfig {
     PostgresSourceConfig {
-        connection: ConnectionConfig {
-            host: "127.0.0.1".into(),
-            port: database.server().port(),
-            database: database.name().into(),
-            user: "postgres".into(),
-            password: None,
-            connect_timeout: Duration::from_secs(10),
-            application_name: "pgferry".into(),
-        },
+        connection: ConnectionConfig::new("127.0.0.1", database.server().port(), database.name(), "postgres"),
         task: "test".into(),
         sync_mode: mode,
         include: vec!["*.*".into()],
@@ -41,6 +33,7 @@ fn config(database: &Database, mode: SyncMode) -> PostgresSourceConfig {
         workers: 3,
         spool_directory: None,
         spool_memory_bytes_max: 256 << 10,
+        spool_disk_bytes_max: u64::MAX,
     }
 }
 

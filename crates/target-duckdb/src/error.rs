@@ -42,7 +42,11 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
     } else if has("No space left") {
         Error::task_broken(DISK_FULL, problem("the disk is full"))
             .with_cure(Cure::advice("make room, then start the task again: it goes on where it stopped"))
-    } else if has("Out of Memory") || has("could not allocate") || has("failed to allocate") {
+    } else if has("Out of Memory")
+        || has("could not allocate")
+        || has("failed to allocate")
+        || has("failed to pin block")
+    {
         Error::task_broken(OUT_OF_MEMORY, problem("DuckDB needs more than its memory limit"))
             .with_cure(Cure::advice("raise memory_limit of the DuckDB connection"))
     } else if has("Conflict on") || has("TransactionContext Error: Conflict") || has("write-write conflict") {

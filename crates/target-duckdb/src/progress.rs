@@ -173,7 +173,8 @@ pub(crate) fn identify(connection: &Connection, task: &TaskId, source: &SourceId
     Ok(())
 }
 
-/// Notes a table that the task has made or taken over.
+/// Notes a table that the task has made or taken over, in place of what was noted of it. An empty target name: it has not; the
+/// table in the file, if any, is somebody else's.
 pub(crate) fn add_table(
     connection: &Connection,
     task: &TaskId,
@@ -181,6 +182,12 @@ pub(crate) fn add_table(
     target: &TableName,
     rows_before: u64,
 ) -> Result<()> {
+    connection
+        .execute(
+            "DELETE FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*source.schema, &*source.name],
+        )
+        .map_err(storing)?;
     connection
         .execute(
             "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_before, state) \
@@ -219,13 +226,75 @@ pub(crate) fn set_state(
         )
         .map_err(storing)?;
     if stored == 0 {
-        add_table(connection, task, table, table, 0)?;
+        add_table(connection, task, table, &TableName::new("", ""), 0)?;
         return set_state(connection, task, table, state, cut);
     }
     Ok(())
 }
 
-/// Rows that the table held before the task, and its state; `None`: the task does not know the table.
+/// Forgets a table's copy, or with `None` every table's, and the position and what it belongs to. A table that still waits for its
+/// first copy keeps the note of the rows that were there before.
+pub(crate) fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> Result<()> {
+    let Some(table) = table else {
+        for statement in [
+            "UPDATE pgferry.task SET position = NULL, system_id = NULL, timeline = NULL, source_database = NULL, slot = NULL, \
+             updated_at = now()::TIMESTAMP WHERE task = ?",
+            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, \
+             rows_before = CASE WHEN state = 'waiting' THEN rows_before ELSE 0 END WHERE task = ?",
+            "DELETE FROM pgferry.chunk WHERE task = ?",
+        ] {
+            connection.execute(statement, [task.as_str()]).map_err(storing)?;
+        }
+        return Ok(());
+    };
+    connection
+        .execute(
+            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, \
+             rows_before = CASE WHEN state = 'waiting' THEN rows_before ELSE 0 END \
+             WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![task.as_str(), &*table.schema, &*table.name],
+        )
+        .map_err(storing)?;
+    forget_chunks(connection, task, table)?;
+    Ok(())
+}
+
+/// The tables that hold rows from before the task, of `table` or of all: their names in the source and in the target.
+pub(crate) fn kept(
+    connection: &Connection,
+    task: &TaskId,
+    table: Option<&TableName>,
+) -> Result<Vec<(TableName, TableName)>> {
+    let mut statement = connection
+        .prepare(
+            "SELECT source_schema, source_table, target_schema, target_table FROM pgferry.table_state \
+             WHERE task = ? AND rows_before > 0 AND state <> 'waiting'",
+        )
+        .map_err(asking)?;
+    let name = |row: &duckdb::Row<'_>, at: usize| -> duckdb::Result<TableName> {
+        Ok(TableName::new(row.get::<_, String>(at)?, row.get::<_, String>(at + 1)?))
+    };
+    let rows =
+        statement.query_map([task.as_str()], |row| Ok((name(row, 0)?, name(row, 2)?))).map_err(asking)?;
+    let mut all = rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)?;
+    all.retain(|(source, _)| table.is_none_or(|wanted| wanted == source));
+    Ok(all)
+}
+
+/// Whether the table waits for its copy.
+pub(crate) fn waits(connection: &Connection, task: &TaskId, table: &TableName) -> Result<bool> {
+    let count: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM pgferry.table_state \
+             WHERE task = ? AND source_schema = ? AND source_table = ? AND state = 'waiting'",
+            params![task.as_str(), &*table.schema, &*table.name],
+            |row| row.get(0),
+        )
+        .map_err(asking)?;
+    Ok(count > 0)
+}
+
+/// Rows that the table held before the task, and its state; `None`: the task has neither made nor taken over the table.
 pub(crate) fn copied_before(
     connection: &Connection,
     task: &TaskId,
@@ -233,7 +302,7 @@ pub(crate) fn copied_before(
 ) -> Result<Option<(u64, TableState)>> {
     let found = connection.query_row(
         "SELECT rows_before, state FROM pgferry.table_state \
-         WHERE task = ? AND source_schema = ? AND source_table = ?",
+         WHERE task = ? AND source_schema = ? AND source_table = ? AND target_table <> ''",
         params![task.as_str(), &*table.schema, &*table.name],
         |row| Ok((row.get(0)?, row.get::<_, String>(1)?)),
     );

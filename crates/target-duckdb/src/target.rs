@@ -133,6 +133,21 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
     let ours = progress::copied_before(connection, task, &table.name)?.is_some();
     let mut rows_before = 0;
+    if ours
+        && made_anew(
+            connection,
+            task,
+            plan,
+            found.is_some(),
+            matches(&name, table, &types, found.as_deref()),
+        )?
+    {
+        let old = found.is_some().then(|| format!("DROP TABLE {}", qualified(&name)));
+        return old
+            .into_iter()
+            .chain(create_statements(&name, table, &types))
+            .try_for_each(|statement| execute(&statement));
+    }
     match (&found, ours) {
         (Some(found), true) => return verify_existing(&name, table, &types, found),
         (None, true) => return Err(table_gone(&table.name, &name)),
@@ -161,6 +176,56 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     progress::add_table(connection, task, &table.name, &name, rows_before)
 }
 
+fn matches(
+    name: &TableName,
+    table: &Table,
+    types: &[crate::ColumnType],
+    found: Option<&[(String, String)]>,
+) -> bool {
+    found.is_some_and(|found| verify_existing(name, table, types, found).is_ok())
+}
+
+/// Whether a table of the task is made anew: its copy is still to come, and it is gone or has other columns. What the user made
+/// (`truncate`, `append`) is never dropped.
+fn made_anew(
+    connection: &Connection,
+    task: &TaskId,
+    plan: &TablePlan,
+    found: bool,
+    matches: bool,
+) -> Result<bool> {
+    if matches || !progress::waits(connection, task, &plan.table.name)? {
+        return Ok(false);
+    }
+    let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
+    Ok(!found || !users)
+}
+
+fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> Result<()> {
+    for (source, target) in progress::kept(connection, task, table)? {
+        let counting = |failure| refused("counting a table's rows", failure);
+        if existing(connection, &target)?.is_none() {
+            continue;
+        }
+        let statement = format!("SELECT count(*) FROM {}", qualified(&target));
+        let rows: i64 = connection.query_row(&statement, [], |row| row.get(0)).map_err(counting)?;
+        if rows > 0 {
+            return Err(Error::table_broken(
+                APPEND_INTERRUPTED,
+                source,
+                format!("{target} holds rows from before the task, which cannot be told from those that it copied"),
+            )
+            .with_cause("the task took the table over with if_target_exists = \"append\"; another copy would double its rows")
+            .with_cure(
+                Cure::advice("keep a copy of the rows that you need, empty the table, then resync again")
+                    .sql(format!("DELETE FROM {}", qualified(&target)))
+                    .run_as("you, in the DuckDB file"),
+            ));
+        }
+    }
+    progress::forget(connection, task, table)
+}
+
 fn table_exists(table: &Table, name: &str) -> Error {
     Error::table_broken(TABLE_EXISTS, table.name.clone(), format!("the DuckDB file has a table {name} already")).with_cure(
         Cure::advice("say what to do with it, in the table's entry of the task file: append, truncate or replace; or give the target another name")
@@ -176,8 +241,9 @@ fn begin_copy(
     mark: CopyMark,
 ) -> Result<()> {
     let name = target_name(config, table);
-    let (rows_before, state) =
-        progress::copied_before(connection, task, &table.name)?.unwrap_or((0, TableState::Waiting));
+    // A table that the task has not taken over is somebody else's: not one row of it is deleted.
+    let (rows_before, state) = progress::copied_before(connection, task, &table.name)?
+        .ok_or_else(|| table_exists(table, &name.to_string()))?;
     progress::forget_chunks(connection, task, &table.name)?;
     let emptied = match rows_before {
         0 => format!("DELETE FROM {}", qualified(&name)),
@@ -331,6 +397,21 @@ impl Target for DuckdbTarget {
             Ok(())
         })
         .await
+    }
+
+    async fn forget(&self, table: Option<&TableName>) -> Result<()> {
+        let (table, everything) = (table.cloned(), table.is_none());
+        self.in_transaction("forgetting what was copied", move |connection, task, _| {
+            forget(connection, task, table.as_ref())
+        })
+        .await?;
+        if everything {
+            self.connected(|open| {
+                open.position = Position::ZERO;
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     async fn apply(&self, delivery: Arc<Delivery<TableChanges>>) -> Result<Receipt> {

@@ -30,6 +30,10 @@ use crate::error::{ROW_MISSING, SLICES_LOST, STATEMENT, refused};
 use crate::progress;
 use crate::schema::{column_types, in_order, qualified, quote, target_name};
 
+/// Bytes of values that an appender may hold. By itself it hands rows over by their number (204,800), and what it holds is outside of
+/// DuckDB's memory limit.
+const PENDING_BYTES_MAX: usize = 16 << 20;
+
 /// Loads a chunk on a connection of its own.
 pub(crate) fn load(
     session: &Session,
@@ -62,7 +66,7 @@ fn load_rows(
     let done = progress::chunk_done(connection, task, &table.name, chunk.chunk.number)?;
     let name = target_name(config, table);
     let encoder = Encoder::new(table, column_types(config, table), in_order(connection, &name, table)?);
-    let mut rows = 0;
+    let (mut rows, mut pending) = (0, 0);
     {
         let mut appender = appender(connection, table, &name, encoder.in_order)
             .map_err(|failure| refused(doing, failure))?;
@@ -73,7 +77,12 @@ fn load_rows(
             let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
             let encoded = encoder.rows(&batch, &tuples)?;
             rows += encoded.num_rows() as u64;
+            pending += batch.value_bytes();
             appender.append_record_batch(encoded).map_err(|failure| refused(doing, failure))?;
+            if pending >= PENDING_BYTES_MAX {
+                appender.flush().map_err(|failure| refused(doing, failure))?;
+                pending = 0;
+            }
         }
         appender.flush().map_err(|failure| refused(doing, failure))?;
     }

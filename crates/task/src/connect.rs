@@ -1,55 +1,106 @@
 //! A connection of the task file to what the crates below connect with: secrets are looked up here, and only here.
 
-use std::collections::HashMap;
-use std::str::FromStr;
-
 use pgferry_model::{Cure, Error, Result};
-use pgferry_postgres::{ConnectionConfig, Purpose, Secret, Session};
+use pgferry_postgres::{ConnectionConfig, Purpose, Secret, Session, SslMode};
 
 use crate::spec::raw::RawSslMode;
 use crate::spec::scalar::SecretSource;
-use crate::spec::{Address, INVALID_VALUE, PostgresConnection, SECRET_MISSING, UNSUPPORTED};
+use crate::spec::{Address, CONFLICT, PostgresConnection, SECRET_MISSING};
 
 /// The largest secret that a file may hold; a larger one is the wrong file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
-/// What [`pgferry_postgres::Session::connect`] takes. Fails where a secret is not there or an URL is no URL.
+/// What [`pgferry_postgres::Session::connect`] takes. Fails where a secret is not there, an URL is no URL, or settings exclude
+/// each other: nothing that was written is passed over.
 pub fn connection_config(connection: &PostgresConnection, application: &str) -> Result<ConnectionConfig> {
     let at = |key: &str| format!("connections.{}.{key}", connection.name);
     let application_name = format!("pgferry {application}");
-    let (config, url_mode) = match &connection.address {
+    let mut config = match &connection.address {
         Address::Parts { host, port, database, user, password } => {
+            let mut config = ConnectionConfig::new(host, *port, database, user);
             let password = password.as_ref().map(|source| reveal(source, &at("password"))).transpose()?;
-            let config = ConnectionConfig {
-                host: host.clone(),
-                port: *port,
-                database: database.clone(),
-                user: user.clone(),
-                password: password.map(Secret::new),
-                connect_timeout: connection.connect_timeout,
-                application_name,
-            };
-            (config, None)
+            config.password = password.map(Secret::new);
+            config.application_name = application_name;
+            config
         }
-        Address::Url(source) => {
-            let url = reveal(source, &at("url"))?;
-            let (config, mode) = from_url(&url, connection, application_name).ok_or_else(|| {
-                Error::task_broken(INVALID_VALUE, format!("{} is no PostgreSQL URL", at("url"))).with_cure(
-                    Cure::advice(
-                        "write it as below; special characters in user and password are percent-encoded",
-                    )
-                    .line("postgres://user:password@host:5432/database?sslmode=verify-full"),
-                )
-            })?;
-            (config, mode)
-        }
+        Address::Url(source) => from_url(&reveal(source, &at("url"))?, connection, application_name)?,
     };
-    let mode = connection.ssl_mode.or(url_mode).unwrap_or(RawSslMode::Prefer);
-    if !matches!(mode, RawSslMode::Disable | RawSslMode::Prefer) {
-        let problem = format!("{}: encrypted connections are not in this build yet", at("ssl_mode"));
-        return Err(Error::task_broken(UNSUPPORTED, problem));
+    if let Some(timeout) = connection.connect_timeout {
+        config.connect_timeout = timeout;
+    }
+    if let Some(mode) = connection.ssl_mode {
+        config.tls.mode = match mode {
+            RawSslMode::Disable => SslMode::Disable,
+            RawSslMode::Prefer => SslMode::Prefer,
+            RawSslMode::Require => SslMode::Require,
+            RawSslMode::VerifyCa => SslMode::VerifyCa,
+            RawSslMode::VerifyFull => SslMode::VerifyFull,
+        };
+    }
+    let or = |own: &Option<std::path::PathBuf>, url: Option<std::path::PathBuf>| own.clone().or(url);
+    config.tls.root_certificate = or(&connection.ssl_root_cert, config.tls.root_certificate);
+    config.tls.certificate = or(&connection.ssl_cert, config.tls.certificate);
+    config.tls.key = or(&connection.ssl_key, config.tls.key);
+    if let Some(source) = &connection.ssl_key_password {
+        config.tls.key_password = Some(Secret::new(reveal(source, &at("ssl_key_password"))?));
+    }
+    verify_tls(connection, &config)?;
+    Ok(config)
+}
+
+fn from_url(
+    url: &str,
+    connection: &PostgresConnection,
+    application_name: String,
+) -> Result<ConnectionConfig> {
+    let mut config = ConnectionConfig::from_url(url).map_err(|failure| {
+        let problem = format!("connections.{}.url is no PostgreSQL URL that can be used", connection.name);
+        let mut error = Error::task_broken(failure.code(), problem);
+        if let Some(cause) = failure.cause() {
+            error = error.with_cause(cause);
+        }
+        match failure.cure() {
+            Some(cure) => error.with_cure(cure.clone()),
+            None => error,
+        }
+    })?;
+    let names = url.split_once('?').map_or("", |(_, query)| query);
+    let says = |name: &str| {
+        names.split('&').any(|option| option.split_once('=').is_some_and(|(known, _)| known == name))
+    };
+    let both = [
+        ("ssl_mode", connection.ssl_mode.is_some(), "sslmode"),
+        ("ssl_root_cert", connection.ssl_root_cert.is_some(), "sslrootcert"),
+        ("ssl_cert", connection.ssl_cert.is_some(), "sslcert"),
+        ("ssl_key", connection.ssl_key.is_some(), "sslkey"),
+        ("ssl_key_password", connection.ssl_key_password.is_some(), "sslpassword"),
+        ("connect_timeout", connection.connect_timeout.is_some(), "connect_timeout"),
+    ];
+    if let Some((key, _, option)) = both.into_iter().find(|(_, there, option)| *there && says(option)) {
+        let problem =
+            format!("connections.{}: `{key}` and the url's `{option}` exclude each other", connection.name);
+        return Err(Error::task_broken(CONFLICT, problem).with_cure(Cure::advice("keep one of them")));
+    }
+    if !says("application_name") {
+        config.application_name = application_name;
     }
     Ok(config)
+}
+
+/// Refuses certificates that the mode would not use.
+fn verify_tls(connection: &PostgresConnection, config: &ConnectionConfig) -> Result<()> {
+    let tls = &config.tls;
+    let (own, root) = (tls.certificate.is_some() || tls.key.is_some(), tls.root_certificate.is_some());
+    let useless = match tls.mode {
+        SslMode::Disable if own => "a client certificate, but the connection is not encrypted",
+        SslMode::Disable | SslMode::Prefer if root => "a root certificate, but the server is not verified",
+        _ => return Ok(()),
+    };
+    let problem = format!("connections.{} has {useless} (ssl_mode {})", connection.name, tls.mode.as_str());
+    Err(Error::task_broken(CONFLICT, problem).with_cure(
+        Cure::advice("let the server be verified, or take the certificate out")
+            .line("ssl_mode = \"verify-full\""),
+    ))
 }
 
 /// A session for questions, for callers above that do not know the crate below.
@@ -91,67 +142,14 @@ pub fn reveal(source: &SecretSource, place: &str) -> Result<String> {
     }
 }
 
-fn from_url(
-    url: &str,
-    connection: &PostgresConnection,
-    application_name: String,
-) -> Option<(ConnectionConfig, Option<RawSslMode>)> {
-    let (plain, options) = split_options(url);
-    let parsed = tokio_postgres::Config::from_str(&plain).ok()?;
-    let host = match parsed.get_hosts() {
-        [] => "localhost".to_owned(),
-        [tokio_postgres::config::Host::Tcp(host)] => host.clone(),
-        [tokio_postgres::config::Host::Unix(path)] => path.to_string_lossy().into_owned(),
-        _ => return None,
-    };
-    let user = parsed.get_user()?.to_owned();
-    let mode = match options.get("sslmode").map(String::as_str) {
-        None => None,
-        Some("disable") => Some(RawSslMode::Disable),
-        Some("prefer" | "allow") => Some(RawSslMode::Prefer),
-        Some("require") => Some(RawSslMode::Require),
-        Some("verify-ca") => Some(RawSslMode::VerifyCa),
-        Some("verify-full") => Some(RawSslMode::VerifyFull),
-        Some(_) => return None,
-    };
-    let password = parsed.get_password().map(|password| Secret::new(String::from_utf8_lossy(password)));
-    let config = ConnectionConfig {
-        host,
-        port: parsed.get_ports().first().copied().unwrap_or(5432),
-        database: parsed.get_dbname().map_or_else(|| user.clone(), str::to_owned),
-        user,
-        password,
-        connect_timeout: connection.connect_timeout,
-        application_name,
-    };
-    Some((config, mode))
-}
-
-/// The URL without its `ssl*` options, and these: the parser of URLs knows fewer of them than servers and people do.
-fn split_options(url: &str) -> (String, HashMap<String, String>) {
-    let Some((address, query)) = url.split_once('?') else { return (url.to_owned(), HashMap::new()) };
-    let mut ours = HashMap::new();
-    let mut rest = Vec::new();
-    for option in query.split('&').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some((key, value)) if key.starts_with("ssl") => {
-                ours.insert(key.to_owned(), value.to_owned());
-            }
-            _ => rest.push(option),
-        }
-    }
-    let plain = if rest.is_empty() { address.to_owned() } else { format!("{address}?{}", rest.join("&")) };
-    (plain, ours)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
 
-    fn by_url(url: &str) -> Result<ConnectionConfig> {
-        let connection = PostgresConnection {
+    fn connection(url: &str) -> PostgresConnection {
+        PostgresConnection {
             name: "a".into(),
             address: Address::Url(SecretSource::Plain(url.into())),
             ssl_mode: None,
@@ -159,18 +157,45 @@ mod tests {
             ssl_cert: None,
             ssl_key: None,
             ssl_key_password: None,
-            connect_timeout: Duration::from_secs(1),
-        };
-        connection_config(&connection, "test")
+            connect_timeout: None,
+        }
+    }
+
+    fn by_url(url: &str) -> Result<ConnectionConfig> {
+        connection_config(&connection(url), "test")
     }
 
     #[test]
-    fn an_url_is_taken_apart_with_its_percent_codes() {
+    fn what_an_url_says_counts_and_the_file_adds_to_it() {
         let config = by_url("postgres://me:p%40ss@db:6000/shop?sslmode=disable&connect_timeout=3").unwrap();
         assert_eq!((config.host.as_str(), config.port, config.user.as_str()), ("db", 6000, "me"));
-        assert_eq!(config.database, "shop");
-        assert_eq!(config.password.unwrap().expose(), "p@ss");
-        assert_eq!(by_url("postgres://me@db").unwrap().database, "me");
+        assert_eq!((config.tls.mode, config.connect_timeout), (SslMode::Disable, Duration::from_secs(3)));
+        assert_eq!(
+            (config.password.unwrap().expose(), config.application_name.as_str()),
+            ("p@ss", "pgferry test")
+        );
+        assert_eq!(by_url("postgres://me@db?application_name=x").unwrap().application_name, "x");
+
+        let mut more = connection("postgres://me@db/shop?sslrootcert=ca.crt");
+        more.ssl_mode = Some(RawSslMode::VerifyFull);
+        more.ssl_cert = Some("me.crt".into());
+        more.ssl_key = Some("me.key".into());
+        more.ssl_key_password = Some(SecretSource::Plain("secret".into()));
+        let tls = connection_config(&more, "test").unwrap().tls;
+        assert_eq!((tls.mode, tls.root_certificate), (SslMode::VerifyFull, Some("ca.crt".into())));
+        assert_eq!((tls.certificate, tls.key), (Some("me.crt".into()), Some("me.key".into())));
+        assert_eq!(tls.key_password.unwrap().expose(), "secret");
+    }
+
+    #[test]
+    fn nothing_is_passed_over_in_silence() {
+        let mut twice = connection("postgres://me@db/shop?sslmode=require");
+        twice.ssl_mode = Some(RawSslMode::Disable);
+        assert_eq!(connection_config(&twice, "test").unwrap_err().code(), CONFLICT);
+        assert_eq!(by_url("postgres://me@db/shop?sslrootcert=ca.crt").unwrap_err().code(), CONFLICT);
+        let unused = by_url("postgres://me@db/shop?sslmode=disable&sslcert=a&sslkey=b").unwrap_err();
+        assert_eq!(unused.code(), CONFLICT);
+        assert!(by_url("postgres://me@db/shop?sslmode=require&sslrootcert=ca.crt").is_ok());
     }
 
     #[test]
@@ -180,10 +205,12 @@ mod tests {
             "postgres://db/shop",
             "postgres://me@a,b/shop",
             "postgres://me:hunter2@db/x?sslmode=maybe",
+            "postgres://me:hunter2@db/x?options=hunter2",
         ] {
             let error = by_url(url).unwrap_err();
-            assert_eq!(error.code(), INVALID_VALUE, "{url}");
-            assert!(!format!("{error} {:?}", error.cause()).contains("hunter2"));
+            assert_eq!(error.code().as_str(), "config.connection", "{url}");
+            assert!(error.problem().contains("connections.a.url"), "{error}");
+            assert!(!format!("{error} {:?} {:?}", error.cause(), error.cure()).contains("hunter2"));
         }
     }
 

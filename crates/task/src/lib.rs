@@ -3,7 +3,7 @@
 //! ```text
 //!   spec (text -> Spec) ──> registry (kinds) ──> build ──> pipeline::run
 //!                             │
-//!                             └──> check, preview, plan, slots, compare
+//!                             └──> check, preview, plan, slots, resync, compare
 //! ```
 //!
 //! Start reading at [`spec`], then [`registry`].
@@ -16,5 +16,6 @@ pub mod demo;
 pub mod plan;
 pub mod preview;
 pub mod registry;
+pub mod resync;
 pub mod slots;
 pub mod spec;

@@ -73,6 +73,7 @@ fn postgres_source(connection: &PostgresConnection, task: &TaskSpec) -> Result<P
         workers: task.settings.workers,
         spool_directory: Some(task.spool_directory.clone()),
         spool_memory_bytes_max: task.settings.buffer_bytes_max / 2,
+        spool_disk_bytes_max: task.spool_bytes_max,
     })
 }
 

@@ -281,6 +281,28 @@ impl Target for MemoryTarget {
         .await
     }
 
+    async fn forget(&self, table: Option<&TableName>) -> Result<()> {
+        let table = table.cloned();
+        self.write(|state| {
+            let progress = &mut state.progress;
+            for known in progress
+                .tables
+                .iter_mut()
+                .filter(|known| table.as_ref().is_none_or(|name| *name == known.name))
+            {
+                known.state = TableState::Waiting;
+                known.cut = None;
+                known.chunks_done.clear();
+            }
+            if table.is_none() {
+                progress.position = None;
+                progress.source = None;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn apply(&self, delivery: Arc<Delivery<TableChanges>>) -> Result<Receipt> {
         let nth = {
             let mut applies = self.applies.lock().await;

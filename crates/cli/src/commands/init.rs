@@ -1,7 +1,6 @@
 //! `pgferry init`: a task file with comments, to be filled in.
 
 use std::fs;
-use std::io::ErrorKind;
 
 use pgferry_model::{Cure, Error};
 use serde_json::json;
@@ -39,11 +38,10 @@ fn overwrite(arguments: &InitArguments, output: &Output) -> Result<bool, Failure
     match output.confirm(&format!("{path} is there already; overwrite it?")) {
         Ok(answer) => Ok(answer),
         Err(_) => {
-            let cause = std::io::Error::from(ErrorKind::AlreadyExists);
             let cure = Cure::advice("name another file, or overwrite it with --yes")
                 .line(format!("pgferry init {path} --yes"));
             let error = Error::task_broken(FILE_EXISTS, format!("{path} is there already"));
-            Err(error.with_origin(cause).with_cure(cure).into())
+            Err(error.with_cure(cure).into())
         }
     }
 }

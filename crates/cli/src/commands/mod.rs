@@ -7,6 +7,7 @@ mod explain;
 mod init;
 mod plan;
 mod preview;
+mod resync;
 mod run;
 mod schema;
 mod slot;
@@ -32,6 +33,7 @@ pub(crate) async fn run(arguments: &Arguments, output: &Arc<Output>) -> Ended {
         Command::Check(selection) => Box::pin(check::run(selection, output)).await,
         Command::Preview(arguments) => Box::pin(preview::run(arguments, output)).await,
         Command::Plan(selection) => Box::pin(plan::run(selection, output)).await,
+        Command::Resync(arguments) => Box::pin(resync::run(arguments, output)).await,
         Command::Demo(arguments) => Box::pin(demo::run(arguments, output)).await,
         Command::Init(arguments) => init::run(arguments, output),
         Command::Validate { file } => validate::run(file, output),

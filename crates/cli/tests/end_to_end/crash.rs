@@ -38,7 +38,7 @@ async fn change(scene: &Scene, workload: &mut Workload, round: u64) -> Result<()
     let insert = format!(
         "INSERT INTO public.bulk SELECT {round} * 1000000 + n, repeat(md5(n::text), 4) FROM generate_series(1, 30000) n"
     );
-    Ok(scene.database.execute(&insert).await?)
+    scene.database.execute(&insert).await
 }
 
 /// Killed in the snapshot, then in the stream, then in the stream again; whichever of them the failpoint is in, it is met.

@@ -28,8 +28,8 @@ pub(crate) fn transactions(config: &PostgresSourceConfig, selection: &Selection)
     for (&leaf, &table) in &selection.leaves {
         relations.map_leaf(leaf, table);
     }
-    let defaults = SpoolSettings::default();
-    let directory: PathBuf = config.spool_directory.clone().unwrap_or(defaults.directory.clone());
-    let spool = SpoolSettings { memory_bytes_max: config.spool_memory_bytes_max, directory, ..defaults };
+    let directory: PathBuf = config.spool_directory.clone().unwrap_or(SpoolSettings::default().directory);
+    let (memory_bytes_max, disk_bytes_max) = (config.spool_memory_bytes_max, config.spool_disk_bytes_max);
+    let spool = SpoolSettings { memory_bytes_max, disk_bytes_max, directory };
     Transactions::new(relations, spool)
 }

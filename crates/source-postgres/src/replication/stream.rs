@@ -136,6 +136,10 @@ impl PostgresStream {
         while let Some(question) = self.transactions.relations().question().cloned() {
             match question {
                 Question::Unknown(described) => self.transactions.relations().ignore(described.oid),
+                // Older than the table's copy, or of one that is set aside: its rows are skipped whatever their columns are.
+                Question::Changed(diff) if !assembler.takes(diff.table) => {
+                    self.transactions.relations().tolerate(diff.table);
+                }
                 Question::Changed(diff) => {
                     self.transactions.relations().set_aside(diff.table);
                     if let Some(table) = assembler.table(diff.table) {

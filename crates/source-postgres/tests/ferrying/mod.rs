@@ -23,6 +23,7 @@ pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
             user: "postgres".into(),
             connect_timeout: Duration::from_secs(10),
             application_name: "pgferry".into(),
+            tls: pgferry_postgres::TlsConfig::default(),
             password: None,
         },
         task: "test".into(),
@@ -39,6 +40,7 @@ pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
         workers: 2,
         spool_directory: None,
         spool_memory_bytes_max: 256 << 10,
+        spool_disk_bytes_max: u64::MAX,
     }
 }
 

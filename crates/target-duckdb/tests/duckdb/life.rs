@@ -276,3 +276,21 @@ async fn positions_never_move_back() {
     assert_eq!(rows(&made.target, &people).await, ["1|a|b|1"]);
     assert_eq!(made.target.open(&task()).await.unwrap().position, Some(Position::from_lsn(300)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_from_before_the_task_survive_a_resync_before_the_first_copy() {
+    let people = people();
+    for table in [None, Some(people.name.clone())] {
+        let made = opened().await;
+        with_foreign_rows(&made, FOREIGN).await;
+        made.target.prepare(&plan(&people, IfTargetExists::Append)).await.unwrap();
+        made.target.forget(table.as_ref()).await.unwrap();
+        made.target.begin_copy(&people, CopyMark { cut: at(100), stream_start: None }).await.unwrap();
+        load(&made.target, &people, 0, &[row("1")]).await.unwrap();
+        assert_eq!(made.target_count(&people).await, 3);
+        // A copy that is under way holds rows of both kinds, and a resync says so.
+        let failure = made.target.forget(table.as_ref()).await.unwrap_err();
+        assert_eq!(failure.code(), error::APPEND_INTERRUPTED);
+        assert_eq!(made.target_count(&people).await, 3);
+    }
+}

@@ -6,4 +6,5 @@ mod documents;
 mod files;
 mod life;
 mod making;
+mod memory;
 mod types;

@@ -75,15 +75,11 @@ impl DemoServer {
 
     /// How to connect to a database of it.
     pub fn connection(&self, database: &str) -> ConnectionConfig {
-        ConnectionConfig {
-            host: "127.0.0.1".to_owned(),
-            port: self.made.port,
-            database: database.to_owned(),
-            user: "postgres".to_owned(),
-            password: Some(Secret::new(self.made.password.as_str())),
-            connect_timeout: CONNECT_TIMEOUT,
-            application_name: "pgferry demo".to_owned(),
-        }
+        let mut config = ConnectionConfig::new("127.0.0.1", self.made.port, database, "postgres");
+        config.password = Some(Secret::new(self.made.password.as_str()));
+        config.connect_timeout = CONNECT_TIMEOUT;
+        config.application_name = "pgferry demo".to_owned();
+        config
     }
 
     async fn wait_until_up(&self) -> Result<()> {

@@ -20,7 +20,6 @@ use super::rules;
 use super::scalar::{SecretSource, parse_table_name};
 
 const PORT_DEFAULT: u16 = 5432;
-const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const WORKERS_DEFAULT: u64 = 4;
 const WORKERS_MAX: u64 = 64;
 const MEMORY_DEFAULT: u64 = 64 << 20;
@@ -104,8 +103,8 @@ pub struct PostgresConnection {
     pub ssl_key: Option<PathBuf>,
     /// The key's password.
     pub ssl_key_password: Option<SecretSource>,
-    /// The longest wait for a connection.
-    pub connect_timeout: Duration,
+    /// The longest wait for a connection; `None`: what the URL says, or 10 s.
+    pub connect_timeout: Option<Duration>,
 }
 
 /// A DuckDB file.
@@ -283,7 +282,7 @@ fn postgres(
         ssl_cert: in_folder(&raw.ssl_cert),
         ssl_key: in_folder(&raw.ssl_key),
         ssl_key_password: raw.ssl_key_password.as_ref().map(|source| secret(source, folder)),
-        connect_timeout: raw.connect_timeout.map_or(CONNECT_TIMEOUT_DEFAULT, |span| span.0),
+        connect_timeout: raw.connect_timeout.map(|span| span.0),
     })
 }
 
