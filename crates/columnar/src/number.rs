@@ -63,8 +63,14 @@ pub(crate) fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Res
     let (Some(count), Some(weight), Some(sign)) = (word(0), word(2), word(4)) else {
         return Err("is malformed");
     };
-    if sign != NUMERIC_POSITIVE && sign != NUMERIC_NEGATIVE {
-        return Err(if sign == 0xC000 { "is NaN" } else { "is infinite" });
+    match sign {
+        NUMERIC_POSITIVE | NUMERIC_NEGATIVE => {}
+        0xC000 => return Err("is NaN"),
+        0xD000 | 0xF000 => return Err("is infinite"),
+        _ => return Err("is malformed"),
+    }
+    if bytes.len() != 8 + 2 * usize::from(count) {
+        return Err("is malformed");
     }
     let weight = i32::from(weight as i16);
     // The last digit stands for BASE^(weight - count + 1); in units of the scale, for 10^exponent.
@@ -72,6 +78,9 @@ pub(crate) fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Res
     let mut value: i128 = 0;
     for index in 0..count {
         let digit = i128::from(word(8 + usize::from(index) * 2).ok_or("is malformed")?);
+        if digit >= BASE {
+            return Err("is malformed");
+        }
         // A scale that is no multiple of four cuts through the last digit: only its leading part is taken, the rest must be zero. Taking
         // all of it first would overflow on 38 digits.
         let cut = if index + 1 == count && exponent < 0 {

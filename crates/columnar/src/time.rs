@@ -72,14 +72,15 @@ fn finite_timestamp(us: i64) -> Result<i64, &'static str> {
 /// Microseconds since midnight, up to and with 24:00:00.
 pub(crate) fn time_from_text(text: &[u8]) -> Result<i64, &'static str> {
     match time(text)? {
-        (us, b"") => Ok(us),
+        (us, b"") if us <= DAY_US => Ok(us),
         _ => Err("is not a time"),
     }
 }
 
 /// See [`time_from_text`].
 pub(crate) fn time_from_binary(bytes: &[u8]) -> Result<i64, &'static str> {
-    bytes.try_into().map(i64::from_be_bytes).map_err(|_| "is malformed")
+    let us = bytes.try_into().map(i64::from_be_bytes).map_err(|_| "is malformed")?;
+    if (0..=DAY_US).contains(&us) { Ok(us) } else { Err("is malformed") }
 }
 
 /// Days since 1970-01-01 of a leading date; the rest of the text, whose ` BC` is at its very end.

@@ -15,14 +15,16 @@ pub(crate) struct Encoder {
     types: Vec<ColumnType>,
     schema: SchemaRef,
     key_schema: SchemaRef,
+    /// The target's columns are in the source's order.
+    pub(crate) in_order: bool,
 }
 
 impl Encoder {
-    pub(crate) fn new(table: &Table, types: Vec<ColumnType>) -> Self {
+    pub(crate) fn new(table: &Table, types: Vec<ColumnType>, in_order: bool) -> Self {
         let field = |at: usize| types[at].encoding.field(&table.columns[at].name);
         let schema = Schema::new((0..types.len()).map(field).collect::<Vec<_>>());
         let key_schema = Schema::new(table.key.iter().map(|&at| field(at)).collect::<Vec<_>>());
-        Encoder { types, schema: Arc::new(schema), key_schema: Arc::new(key_schema) }
+        Encoder { types, schema: Arc::new(schema), key_schema: Arc::new(key_schema), in_order }
     }
 
     pub(crate) fn types(&self) -> &[ColumnType] {

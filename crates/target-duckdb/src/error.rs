@@ -22,6 +22,8 @@ pub const NOT_REPRESENTABLE: Code = Code::new("value.not_representable");
 pub const ROW_MISSING: Code = Code::new("target.row_missing");
 /// Rows of an unfinished copy cannot be told from those that were there.
 pub const APPEND_INTERRUPTED: Code = Code::new("target.append_interrupted");
+/// Slices of a transaction were dropped after an error.
+pub const SLICES_LOST: Code = Code::new("target.slices_lost");
 /// The disk is full.
 pub const DISK_FULL: Code = Code::new("target.disk_full");
 /// DuckDB's memory limit is reached.
@@ -40,7 +42,11 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
     } else if has("No space left") {
         Error::task_broken(DISK_FULL, problem("the disk is full"))
             .with_cure(Cure::advice("make room, then start the task again: it goes on where it stopped"))
-    } else if has("Out of Memory") || has("could not allocate") || has("failed to allocate") {
+    } else if has("Out of Memory")
+        || has("could not allocate")
+        || has("failed to allocate")
+        || has("failed to pin block")
+    {
         Error::task_broken(OUT_OF_MEMORY, problem("DuckDB needs more than its memory limit"))
             .with_cure(Cure::advice("raise memory_limit of the DuckDB connection"))
     } else if has("Conflict on") || has("TransactionContext Error: Conflict") || has("write-write conflict") {
@@ -63,6 +69,13 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
         Cure::advice("carry the column as text, then copy the table again: add the line to its entry under [[tasks.NAME.tables]]")
             .line(format!("columns.{column} = {{ type = \"string\" }}")),
     )
+}
+
+/// A table that the task has made is not there any more.
+pub(crate) fn table_gone(table: &TableName, name: &TableName) -> Error {
+    Error::table_broken(TABLE_GONE, table.clone(), format!("table {name} was dropped from the DuckDB file"))
+        .with_cause("the task had made it, and changes since its copy would have nowhere to go")
+        .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {table}")))
 }
 
 /// Another process has raised the epoch.

@@ -9,6 +9,7 @@
 
 mod check;
 mod config;
+mod database;
 mod encode;
 pub mod error;
 mod inspect;

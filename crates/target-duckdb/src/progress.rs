@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS pgferry.task (
     timeline UINTEGER, source_database VARCHAR, slot VARCHAR, updated_at TIMESTAMP NOT NULL);
 CREATE TABLE IF NOT EXISTS pgferry.table_state (
     task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, source_table VARCHAR NOT NULL,
-    target_schema VARCHAR NOT NULL, target_table VARCHAR NOT NULL, rows_kept BOOLEAN NOT NULL,
+    target_schema VARCHAR NOT NULL, target_table VARCHAR NOT NULL, rows_before UBIGINT NOT NULL,
     state VARCHAR NOT NULL, cut VARCHAR, code VARCHAR, problem VARCHAR);
 CREATE TABLE IF NOT EXISTS pgferry.chunk (
     task VARCHAR NOT NULL, source_schema VARCHAR NOT NULL, source_table VARCHAR NOT NULL, number UINTEGER NOT NULL,
@@ -180,7 +180,7 @@ pub(crate) fn add_table(
     task: &TaskId,
     source: &TableName,
     target: &TableName,
-    rows_kept: bool,
+    rows_before: u64,
 ) -> Result<()> {
     connection
         .execute(
@@ -190,9 +190,9 @@ pub(crate) fn add_table(
         .map_err(storing)?;
     connection
         .execute(
-            "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_kept, state) \
+            "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_before, state) \
              VALUES (?, ?, ?, ?, ?, ?, 'waiting')",
-            params![task.as_str(), &*source.schema, &*source.name, &*target.schema, &*target.name, rows_kept],
+            params![task.as_str(), &*source.schema, &*source.name, &*target.schema, &*target.name, rows_before],
         )
         .map_err(storing)?;
     Ok(())
@@ -226,19 +226,21 @@ pub(crate) fn set_state(
         )
         .map_err(storing)?;
     if stored == 0 {
-        add_table(connection, task, table, &TableName::new("", ""), false)?;
+        add_table(connection, task, table, &TableName::new("", ""), 0)?;
         return set_state(connection, task, table, state, cut);
     }
     Ok(())
 }
 
-/// Forgets a table's copy, or with `None` every table's, and the position and what it belongs to.
+/// Forgets a table's copy, or with `None` every table's, and the position and what it belongs to. A table that still waits for its
+/// first copy keeps the note of the rows that were there before.
 pub(crate) fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> Result<()> {
     let Some(table) = table else {
         for statement in [
             "UPDATE pgferry.task SET position = NULL, system_id = NULL, timeline = NULL, source_database = NULL, slot = NULL, \
              updated_at = now()::TIMESTAMP WHERE task = ?",
-            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, rows_kept = false WHERE task = ?",
+            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, \
+             rows_before = CASE WHEN state = 'waiting' THEN rows_before ELSE 0 END WHERE task = ?",
             "DELETE FROM pgferry.chunk WHERE task = ?",
         ] {
             connection.execute(statement, [task.as_str()]).map_err(storing)?;
@@ -247,7 +249,8 @@ pub(crate) fn forget(connection: &Connection, task: &TaskId, table: Option<&Tabl
     };
     connection
         .execute(
-            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, rows_kept = false \
+            "UPDATE pgferry.table_state SET state = 'waiting', cut = NULL, code = NULL, problem = NULL, \
+             rows_before = CASE WHEN state = 'waiting' THEN rows_before ELSE 0 END \
              WHERE task = ? AND source_schema = ? AND source_table = ?",
             params![task.as_str(), &*table.schema, &*table.name],
         )
@@ -265,7 +268,7 @@ pub(crate) fn kept(
     let mut statement = connection
         .prepare(
             "SELECT source_schema, source_table, target_schema, target_table FROM pgferry.table_state \
-             WHERE task = ? AND rows_kept AND state <> 'waiting'",
+             WHERE task = ? AND rows_before > 0 AND state <> 'waiting'",
         )
         .map_err(asking)?;
     let name = |row: &duckdb::Row<'_>, at: usize| -> duckdb::Result<TableName> {
@@ -291,17 +294,41 @@ pub(crate) fn waits(connection: &Connection, task: &TaskId, table: &TableName) -
     Ok(count > 0)
 }
 
-/// Whether the table holds rows from before the task; `None`: the task has neither made nor taken
-/// over the table.
-pub(crate) fn rows_kept(connection: &Connection, task: &TaskId, table: &TableName) -> Result<Option<bool>> {
+/// Rows that the table held before the task, and its state; `None`: the task has neither made nor taken over the table.
+pub(crate) fn copied_before(
+    connection: &Connection,
+    task: &TaskId,
+    table: &TableName,
+) -> Result<Option<(u64, TableState)>> {
     let found = connection.query_row(
-        "SELECT rows_kept FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ? \
-         AND target_table <> ''",
+        "SELECT rows_before, state FROM pgferry.table_state \
+         WHERE task = ? AND source_schema = ? AND source_table = ? AND target_table <> ''",
         params![task.as_str(), &*table.schema, &*table.name],
+        |row| Ok((row.get(0)?, row.get::<_, String>(1)?)),
+    );
+    match found {
+        Ok((rows, state)) => Ok(Some((rows, state_of(&state, None, None)))),
+        Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
+        Err(failure) => Err(asking(failure)),
+    }
+}
+
+/// Another source table, of any task, whose rows go to the same table of the file.
+pub(crate) fn other_owner(
+    connection: &Connection,
+    task: &TaskId,
+    source: &TableName,
+    target: &TableName,
+) -> Result<Option<String>> {
+    let found = connection.query_row(
+        "SELECT source_schema || '.' || source_table || ' of task ' || task FROM pgferry.table_state \
+         WHERE lower(target_schema) = lower(?) AND lower(target_table) = lower(?) \
+         AND NOT (task = ? AND source_schema = ? AND source_table = ?) LIMIT 1",
+        params![&*target.schema, &*target.name, task.as_str(), &*source.schema, &*source.name],
         |row| row.get(0),
     );
     match found {
-        Ok(kept) => Ok(Some(kept)),
+        Ok(owner) => Ok(Some(owner)),
         Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
         Err(failure) => Err(asking(failure)),
     }

@@ -6,7 +6,7 @@ use duckdb::Connection;
 use pgferry_model::{Column, Cure, Error, Result, Table, TableName};
 
 use crate::config::DuckdbConfig;
-use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, refused};
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, refused, table_gone};
 use crate::mapping::{ColumnType, map_type};
 
 /// An identifier in double quotes.
@@ -57,7 +57,13 @@ pub(crate) fn create_statements(name: &TableName, table: &Table, types: &[Column
 }
 
 /// Refuses a table whose column names are the same to DuckDB, which ignores case.
-pub(crate) fn verify_names(table: &Table) -> Result<()> {
+pub(crate) fn verify_names(table: &Table, name: &TableName) -> Result<()> {
+    if name.schema.eq_ignore_ascii_case("pgferry") {
+        let problem = format!("{}: the schema pgferry of the DuckDB file is pgferry's own", table.name);
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem).with_cure(
+            Cure::advice("give the table another schema: target in the table's entry of the task file"),
+        ));
+    }
     let mut seen = std::collections::HashMap::new();
     for column in &table.columns {
         if let Some(other) = seen.insert(column.name.to_lowercase(), &column.name) {
@@ -75,6 +81,29 @@ pub(crate) fn verify_names(table: &Table) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a table's columns are in the source's order, so that rows can be appended without naming them.
+pub(crate) fn in_order(connection: &Connection, name: &TableName, table: &Table) -> Result<bool> {
+    let found = existing(connection, name)?.ok_or_else(|| table_gone(&table.name, name))?;
+    Ok(found.len() == table.columns.len()
+        && found
+            .iter()
+            .zip(&table.columns)
+            .all(|((held, _), column)| held.eq_ignore_ascii_case(&column.name)))
+}
+
+/// Whether the name is a view's: no rows can be put there, and replacing it would destroy what someone wrote.
+pub(crate) fn is_view(connection: &Connection, name: &TableName) -> Result<bool> {
+    let views: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM duckdb_views() WHERE database_name = current_database() \
+             AND lower(schema_name) = lower(?) AND lower(view_name) = lower(?)",
+            [&*name.schema, &*name.name],
+            |row| row.get(0),
+        )
+        .map_err(|failure| refused("looking for a view", failure))?;
+    Ok(views > 0)
 }
 
 /// The columns that an existing table has: name and type, in order. `None`: there is no such table.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use duckdb::{Config, Connection};
+use duckdb::Connection;
 use parking_lot::Mutex;
 use pgferry_model::{
     CellFormat, Class, Column, Cure, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity,
@@ -16,9 +16,10 @@ use pgferry_pipeline::{
 };
 
 use crate::config::DuckdbConfig;
-use crate::error::{APPEND_INTERRUPTED, FILE, TABLE_EXISTS, TABLE_GONE, fenced, refused};
+use crate::database::{Database, Session};
+use crate::error::{APPEND_INTERRUPTED, NAME_COLLISION, TABLE_EXISTS, fenced, refused, table_gone};
 use crate::schema::{
-    column_type, column_types, create_statements, existing, qualified, target_name, verify_existing,
+    column_type, column_types, create_statements, existing, is_view, qualified, target_name, verify_existing,
     verify_names,
 };
 use crate::write::{Writer, load};
@@ -29,7 +30,7 @@ const LOADS_MAX: usize = 16;
 
 /// What is open.
 struct Open {
-    connection: Connection,
+    database: Arc<Database>,
     writer: Option<Arc<Mutex<Writer>>>,
     task: Option<TaskId>,
     epoch: u64,
@@ -51,36 +52,13 @@ impl DuckdbTarget {
         Ok(target)
     }
 
-    fn connect_file(config: &DuckdbConfig) -> Result<Connection> {
-        let settings = |settings: Config| -> duckdb::Result<Config> {
-            let settings = settings
-                .max_memory(&config.memory_limit)?
-                .with("autoinstall_known_extensions", "false")?
-                .with("autoload_known_extensions", "false")?;
-            if config.threads == 0 { Ok(settings) } else { settings.threads(config.threads as i64) }
-        };
-        let doing = format!("opening {}", config.path.display());
-        let settings = settings(Config::default()).map_err(|failure| refused(&doing, failure))?;
-        Connection::open_with_flags(&config.path, settings).map_err(|failure| {
-            let error = refused(&doing, failure);
-            if error.code() != crate::error::STATEMENT {
-                return error;
-            }
-            Error::task_broken(FILE, format!("{doing}: it is not a DuckDB file that can be written"))
-                .with_cure(Cure::advice(
-                    "the folder has to exist and be writable; a file of another program, or of a newer DuckDB, cannot be used",
-                ))
-                .with_origin(error)
-        })
-    }
-
     /// Runs on the open file; opens it when it is not.
     fn connected<T>(&self, work: impl FnOnce(&mut Open) -> Result<T>) -> Result<T> {
         let mut open = self.open.lock();
         let open = match &mut *open {
             Some(open) => open,
             none => none.insert(Open {
-                connection: DuckdbTarget::connect_file(&self.config)?,
+                database: Database::open(&self.config)?,
                 writer: None,
                 task: None,
                 epoch: 0,
@@ -104,15 +82,15 @@ impl DuckdbTarget {
     }
 
     /// A connection of its own, the task and its epoch.
-    fn session(&self) -> Result<(Connection, TaskId, u64)> {
+    fn session(&self) -> Result<(Session, TaskId, u64)> {
         self.connected(|open| {
             let task = open.task.clone().ok_or_else(fenced)?;
-            Ok((another(&open.connection)?, task, open.epoch))
+            Ok((open.database.session()?, task, open.epoch))
         })
     }
 
-    pub(crate) fn reading(&self) -> Result<Connection> {
-        self.connected(|open| another(&open.connection))
+    pub(crate) fn reading(&self) -> Result<Session> {
+        self.connected(|open| open.database.session())
     }
 
     /// Runs in a transaction that commits only under the own epoch.
@@ -122,38 +100,39 @@ impl DuckdbTarget {
         work: impl FnOnce(&Connection, &TaskId, &DuckdbConfig) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.blocking(move |target| {
-            let (connection, task, epoch) = target.session()?;
-            let begin =
-                |statement| connection.execute_batch(statement).map_err(|failure| refused(doing, failure));
-            begin("BEGIN TRANSACTION")?;
-            let done = progress::verify_epoch(&connection, &task, epoch)
-                .and_then(|()| work(&connection, &task, &target.config));
-            let ended = match &done {
-                Ok(_) => begin("COMMIT"),
-                Err(_) => begin("ROLLBACK"),
-            };
-            let done = done?;
-            ended?;
+            let (session, task, epoch) = target.session()?;
+            session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
+            let done = progress::verify_epoch(&session, &task, epoch)
+                .and_then(|()| work(&session, &task, &target.config))
+                .inspect_err(|_| session.roll_back())?;
+            session.commit(&task, epoch, doing)?;
             Ok(done)
         })
         .await
     }
 }
 
-fn another(connection: &Connection) -> Result<Connection> {
-    connection.try_clone().map_err(|failure| refused("opening a connection", failure))
-}
-
 fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: &TablePlan) -> Result<()> {
     let table = &plan.table;
-    verify_names(table)?;
     let (name, types) = (target_name(config, table), column_types(config, table));
+    verify_names(table, &name)?;
+    if let Some(owner) = progress::other_owner(connection, task, &table.name, &name)? {
+        let problem = format!("{} would go to {name}, which belongs to {owner}", table.name);
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("DuckDB ignores case in names, and a table takes the rows of one source table")
+            .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
+    }
+    if is_view(connection, &name)? {
+        let problem = format!("the DuckDB file has a view {name}, not a table");
+        return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
+            .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
+    }
     let found = existing(connection, &name)?;
     let doing = format!("preparing {name}");
     let execute =
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
-    let ours = progress::rows_kept(connection, task, &table.name)?.is_some();
-    let mut kept = false;
+    let ours = progress::copied_before(connection, task, &table.name)?.is_some();
+    let mut rows_before = 0;
     if ours
         && made_anew(
             connection,
@@ -171,13 +150,15 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     }
     match (&found, ours) {
         (Some(found), true) => return verify_existing(&name, table, &types, found),
-        (None, true) => return Err(table_gone(table, &name.to_string())),
+        (None, true) => return Err(table_gone(&table.name, &name)),
         (None, false) => {}
         (Some(found), false) => match plan.if_exists {
             IfTargetExists::Error => return Err(table_exists(table, &name.to_string())),
             IfTargetExists::Append => {
                 verify_existing(&name, table, &types, found)?;
-                kept = true;
+                rows_before = connection
+                    .query_row(&format!("SELECT count(*) FROM {}", qualified(&name)), [], |row| row.get(0))
+                    .map_err(|failure| refused(&doing, failure))?;
             }
             IfTargetExists::Truncate => {
                 verify_existing(&name, table, &types, found)?;
@@ -192,7 +173,7 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
         }
         failpoint::pass("target.table_created");
     }
-    progress::add_table(connection, task, &table.name, &name, kept)
+    progress::add_table(connection, task, &table.name, &name, rows_before)
 }
 
 fn matches(
@@ -252,16 +233,6 @@ fn table_exists(table: &Table, name: &str) -> Error {
     )
 }
 
-fn table_gone(table: &Table, name: &str) -> Error {
-    Error::table_broken(
-        TABLE_GONE,
-        table.name.clone(),
-        format!("table {name} was dropped from the DuckDB file"),
-    )
-    .with_cause("the task had made it, and changes since its copy would have nowhere to go")
-    .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {}", table.name)))
-}
-
 fn begin_copy(
     connection: &Connection,
     task: &TaskId,
@@ -271,23 +242,41 @@ fn begin_copy(
 ) -> Result<()> {
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
-    let kept = progress::rows_kept(connection, task, &table.name)?
+    let (rows_before, state) = progress::copied_before(connection, task, &table.name)?
         .ok_or_else(|| table_exists(table, &name.to_string()))?;
-    let unfinished = progress::forget_chunks(connection, task, &table.name)?;
-    if kept && unfinished {
-        return Err(Error::table_broken(
-            APPEND_INTERRUPTED,
-            table.name.clone(),
-            format!("a copy that appends to {name} was interrupted: its rows cannot be told from those that were there before"),
-        )
-        .with_cure(Cure::advice("empty the table, or set if_target_exists = \"truncate\" or \"replace\" and give the task another name")));
-    }
-    if !kept {
-        connection
-            .execute_batch(&format!("DELETE FROM {}", qualified(&name)))
-            .map_err(|failure| refused("emptying a table", failure))?;
-    }
+    progress::forget_chunks(connection, task, &table.name)?;
+    let emptied = match rows_before {
+        0 => format!("DELETE FROM {}", qualified(&name)),
+        rows if untouched_since_copied(table, &state) => remove_copied(&name, rows),
+        _ => return Err(append_interrupted(table, &name)),
+    };
+    connection.execute_batch(&emptied).map_err(|failure| refused("emptying a table", failure))?;
     progress::set_state(connection, task, &table.name, &TableState::Copying, Some(mark.cut))
+}
+
+/// Whether the table's rows are those from before the task, and after them those of an unfinished copy, in the order in which
+/// they came. A column named `rowid` hides DuckDB's own.
+fn untouched_since_copied(table: &Table, state: &TableState) -> bool {
+    matches!(state, TableState::Waiting | TableState::Copying)
+        && !table.columns.iter().any(|column| column.name.eq_ignore_ascii_case("rowid"))
+}
+
+/// The statement that leaves the first rows only. DuckDB keeps rows in the order in which they came, also when a checkpoint
+/// moves them together.
+fn remove_copied(name: &TableName, rows_before: u64) -> String {
+    let name = qualified(name);
+    format!(
+        "DELETE FROM {name} WHERE rowid > (SELECT max(rowid) FROM \
+         (SELECT rowid FROM {name} ORDER BY rowid LIMIT {rows_before}))"
+    )
+}
+
+fn append_interrupted(table: &Table, name: &TableName) -> Error {
+    let problem =
+        format!("rows that were in {name} before the task cannot be told from those that it has copied");
+    Error::table_broken(APPEND_INTERRUPTED, table.name.clone(), problem)
+        .with_cause("changes have been applied to the table since it was appended to")
+        .with_cure(Cure::advice("empty the table, or set if_target_exists = \"truncate\" or \"replace\" and give the task another name"))
 }
 
 #[async_trait]
@@ -301,7 +290,7 @@ impl Target for DuckdbTarget {
     }
 
     fn mapping(&self, table: &Table) -> Result<Vec<ColumnMapping>> {
-        verify_names(table)?;
+        verify_names(table, &target_name(&self.config, table))?;
         let types = column_types(&self.config, table);
         let mapping = |(column, kind): (&Column, crate::ColumnType)| ColumnMapping {
             column: column.name.to_string(),
@@ -320,21 +309,22 @@ impl Target for DuckdbTarget {
                 if let Some(writer) = &open.writer {
                     writer.lock().discard();
                 }
-                let connection = another(&open.connection)?;
+                let session = open.database.session()?;
                 let run = |statement| {
-                    connection
-                        .execute_batch(statement)
-                        .map_err(|failure| refused("opening the task", failure))
+                    session.execute_batch(statement).map_err(|failure| refused("opening the task", failure))
                 };
+                // No commit of an older holder is under way while the epoch is raised, and none follows.
+                let mut fence = open.database.fence.write();
                 run("BEGIN TRANSACTION")?;
-                let opened = progress::open(&connection, &task);
-                run(if opened.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
-                let progress = opened?;
+                let progress = progress::open(&session, &task).inspect_err(|_| session.roll_back())?;
+                run("COMMIT")?;
+                fence.insert(task.clone(), progress.epoch);
+                drop(fence);
                 open.epoch = progress.epoch;
                 open.position = progress.position.unwrap_or(Position::ZERO);
                 open.task = Some(task);
                 if open.writer.is_none() {
-                    open.writer = Some(Arc::new(Mutex::new(Writer::new(another(&open.connection)?))));
+                    open.writer = Some(Arc::new(Mutex::new(Writer::new(open.database.session()?))));
                 }
                 Ok(progress)
             })
@@ -362,21 +352,22 @@ impl Target for DuckdbTarget {
         let table = Arc::clone(table);
         let start = self
             .blocking(move |target| {
-                let (connection, task, epoch) = target.session()?;
-                let run = |statement| {
-                    connection.execute_batch(statement).map_err(|failure| refused("starting a copy", failure))
+                let (session, task, epoch) = target.session()?;
+                let doing = "starting a copy";
+                session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
+                let begin = || {
+                    let stored = progress::read(&session, &task)?.position;
+                    let start = mark.stream_start.filter(|_| stored.is_none());
+                    progress::verify_epoch(&session, &task, epoch)?;
+                    begin_copy(&session, &task, &target.config, &table, mark)?;
+                    if let Some(start) = start {
+                        progress::move_position(&session, &task, epoch, start)?;
+                    }
+                    Ok(start)
                 };
-                run("BEGIN TRANSACTION")?;
-                let stored = progress::read(&connection, &task)?.position;
-                let start = mark.stream_start.filter(|_| stored.is_none());
-                let done = progress::verify_epoch(&connection, &task, epoch)
-                    .and_then(|()| begin_copy(&connection, &task, &target.config, &table, mark))
-                    .and_then(|()| match start {
-                        Some(start) => progress::move_position(&connection, &task, epoch, start),
-                        None => Ok(()),
-                    });
-                run(if done.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
-                done.map(|()| start)
+                let start = begin().inspect_err(|_| session.roll_back())?;
+                session.commit(&task, epoch, doing)?;
+                Ok(start)
             })
             .await?;
         if let Some(start) = start {
@@ -390,8 +381,8 @@ impl Target for DuckdbTarget {
 
     async fn load(&self, chunk: ChunkRows) -> Result<u64> {
         self.blocking(move |target| {
-            let (connection, task, epoch) = target.session()?;
-            load(&connection, &target.config, &task, epoch, chunk)
+            let (session, task, epoch) = target.session()?;
+            load(&session, &target.config, &task, epoch, chunk)
         })
         .await
     }
@@ -473,7 +464,7 @@ impl Target for DuckdbTarget {
         self.blocking(move |target| {
             let (name, types) =
                 (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
-            let found = existing(&target.reading()?, &name)?.is_some();
+            let found = existing(&*target.reading()?, &name)?.is_some();
             Ok(match (found, plan.if_exists) {
                 (true, IfTargetExists::Replace) => {
                     let mut statements = vec![format!("DROP TABLE {}", qualified(&name))];
@@ -502,7 +493,13 @@ impl Target for DuckdbTarget {
             if let Some(writer) = open.writer {
                 writer.lock().discard();
             }
-            open.connection
+            let session = open.database.session()?;
+            drop(open.database);
+            if Arc::strong_count(&session.database) > 1 {
+                // Others of this process still write; the last of them leaves the file without a log.
+                return Ok(());
+            }
+            session
                 .execute_batch("CHECKPOINT")
                 .map_err(|failure| refused("writing the file's last checkpoint", failure))
         })

@@ -17,19 +17,26 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int32Array};
 use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::RecordBatch;
-use duckdb::Connection;
-use pgferry_model::{Batch, Cell, Delivery, Error, Position, Result, Slice, Table, TableId, TaskId};
+use duckdb::{Appender, Connection};
+use pgferry_model::{
+    Batch, Cell, Delivery, Error, Position, Result, Slice, Table, TableId, TableName, TaskId,
+};
 use pgferry_pipeline::{ChunkRows, Compacted, Receipt, TableChanges, Upsert, failpoint};
 
 use crate::config::DuckdbConfig;
+use crate::database::Session;
 use crate::encode::Encoder;
-use crate::error::{ROW_MISSING, STATEMENT, refused};
+use crate::error::{ROW_MISSING, SLICES_LOST, STATEMENT, refused};
 use crate::progress;
-use crate::schema::{column_types, qualified, quote, target_name};
+use crate::schema::{column_types, in_order, qualified, quote, target_name};
+
+/// Bytes of values that an appender may hold. By itself it hands rows over by their number (204,800), and what it holds is outside of
+/// DuckDB's memory limit.
+const PENDING_BYTES_MAX: usize = 16 << 20;
 
 /// Loads a chunk on a connection of its own.
 pub(crate) fn load(
-    connection: &Connection,
+    session: &Session,
     config: &DuckdbConfig,
     task: &TaskId,
     epoch: u64,
@@ -37,9 +44,13 @@ pub(crate) fn load(
 ) -> Result<u64> {
     let table = Arc::clone(&chunk.chunk.table);
     let doing = format!("loading {}", table.name);
-    execute(connection, "BEGIN TRANSACTION", &doing)?;
-    let loaded = load_rows(connection, config, task, epoch, &mut chunk, &doing);
-    finish(connection, loaded, "target.load_before_commit", "target.load_after_commit", &doing)
+    execute(session, "BEGIN TRANSACTION", &doing)?;
+    let rows =
+        load_rows(session, config, task, epoch, &mut chunk, &doing).inspect_err(|_| session.roll_back())?;
+    failpoint::pass("target.load_before_commit");
+    session.commit(task, epoch, &doing)?;
+    failpoint::pass("target.load_after_commit");
+    Ok(rows)
 }
 
 fn load_rows(
@@ -53,12 +64,12 @@ fn load_rows(
     let table = &chunk.chunk.table;
     progress::verify_epoch(connection, task, epoch)?;
     let done = progress::chunk_done(connection, task, &table.name, chunk.chunk.number)?;
-    let encoder = Encoder::new(table, column_types(config, table));
     let name = target_name(config, table);
-    let mut rows = 0;
+    let encoder = Encoder::new(table, column_types(config, table), in_order(connection, &name, table)?);
+    let (mut rows, mut pending) = (0, 0);
     {
-        let mut appender =
-            connection.appender_to_db(&name.name, &name.schema).map_err(|failure| refused(doing, failure))?;
+        let mut appender = appender(connection, table, &name, encoder.in_order)
+            .map_err(|failure| refused(doing, failure))?;
         while let Some(batch) = chunk.rows.blocking_next()? {
             if done {
                 continue;
@@ -66,7 +77,12 @@ fn load_rows(
             let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
             let encoded = encoder.rows(&batch, &tuples)?;
             rows += encoded.num_rows() as u64;
+            pending += batch.value_bytes();
             appender.append_record_batch(encoded).map_err(|failure| refused(doing, failure))?;
+            if pending >= PENDING_BYTES_MAX {
+                appender.flush().map_err(|failure| refused(doing, failure))?;
+                pending = 0;
+            }
         }
         appender.flush().map_err(|failure| refused(doing, failure))?;
     }
@@ -77,52 +93,43 @@ fn load_rows(
     Ok(rows)
 }
 
+/// An appender that puts values into the columns of their names, whatever the order in the target is.
+fn appender<'a>(
+    connection: &'a Connection,
+    table: &Table,
+    name: &TableName,
+    in_order: bool,
+) -> duckdb::Result<Appender<'a>> {
+    if in_order {
+        return connection.appender_to_db(&name.name, &name.schema);
+    }
+    let columns: Vec<&str> = table.columns.iter().map(|column| &*column.name).collect();
+    connection.appender_with_columns_to_db(&name.name, &name.schema, &columns)
+}
+
 fn execute(connection: &Connection, statement: &str, doing: &str) -> Result<()> {
     connection.execute_batch(statement).map_err(|failure| refused(doing, failure))
 }
 
-/// Commits what went well, rolls back what did not.
-fn finish<T>(connection: &Connection, done: Result<T>, before: &str, after: &str, doing: &str) -> Result<T> {
-    match done {
-        Ok(done) => {
-            failpoint::pass(before);
-            let committed = execute(connection, "COMMIT", doing);
-            if committed.is_err() {
-                roll_back(connection);
-            }
-            committed?;
-            failpoint::pass(after);
-            Ok(done)
-        }
-        Err(failure) => {
-            roll_back(connection);
-            Err(failure)
-        }
-    }
-}
-
-/// A transaction that DuckDB has ended by itself cannot be rolled back again; that is no trouble.
-fn roll_back(connection: &Connection) {
-    if let Err(failure) = connection.execute_batch("ROLLBACK") {
-        tracing::debug!(cause = %failure, "nothing to roll back");
-    }
-}
-
 /// The connection that applies deliveries, with the transaction of an unfinished sliced one.
 pub(crate) struct Writer {
-    connection: Connection,
+    session: Session,
     open: bool,
+    /// Slices were dropped after an error: what follows of their transaction cannot stand alone.
+    slices_lost: bool,
     encoders: HashMap<TableId, (Arc<Table>, Arc<Encoder>)>,
 }
 
 impl Writer {
-    pub(crate) fn new(connection: Connection) -> Self {
-        Writer { connection, open: false, encoders: HashMap::new() }
+    pub(crate) fn new(session: Session) -> Self {
+        Writer { session, open: false, slices_lost: false, encoders: HashMap::new() }
     }
 
+    /// Drops the kept slices; a transaction may begin again from its first one.
     pub(crate) fn discard(&mut self) {
+        self.slices_lost = false;
         if self.open {
-            roll_back(&self.connection);
+            self.session.roll_back();
             self.open = false;
         }
     }
@@ -136,36 +143,50 @@ impl Writer {
         delivery: &Delivery<TableChanges>,
         stored: Position,
     ) -> Result<Receipt> {
-        let doing = "applying changes";
-        let starts = !self.open;
         if delivery.slice == Slice::Whole {
             self.discard();
             if delivery.through <= stored {
                 return Ok(Receipt::Durable(stored));
             }
         }
-        if starts || !self.open {
-            execute(&self.connection, "BEGIN TRANSACTION", doing)?;
+        if self.slices_lost {
+            return Err(Error::transient(
+                SLICES_LOST,
+                "earlier slices of a transaction were dropped after an error",
+            )
+            .with_cause("the rest of a transaction is never written without its beginning"));
+        }
+        let written = self.write(config, task, epoch, delivery);
+        if written.is_err() {
+            self.discard();
+            self.slices_lost = delivery.slice != Slice::Whole;
+        }
+        written
+    }
+
+    fn write(
+        &mut self,
+        config: &DuckdbConfig,
+        task: &TaskId,
+        epoch: u64,
+        delivery: &Delivery<TableChanges>,
+    ) -> Result<Receipt> {
+        let doing = "applying changes";
+        if !self.open {
+            execute(&self.session, "BEGIN TRANSACTION", doing)?;
             self.open = true;
         }
-        let applied = self.tables(config, delivery);
+        self.tables(config, delivery)?;
         if delivery.slice == Slice::Part {
-            return match applied {
-                Ok(()) => {
-                    failpoint::pass("target.slice_kept");
-                    Ok(Receipt::Accepted)
-                }
-                Err(failure) => {
-                    self.discard();
-                    Err(failure)
-                }
-            };
+            failpoint::pass("target.slice_kept");
+            return Ok(Receipt::Accepted);
         }
+        progress::move_position(&self.session, task, epoch, delivery.through)?;
+        failpoint::pass("target.before_commit");
         self.open = false;
-        let through = delivery.through;
-        let moved = applied.and_then(|()| progress::move_position(&self.connection, task, epoch, through));
-        finish(&self.connection, moved, "target.before_commit", "target.after_commit", doing)?;
-        Ok(Receipt::Durable(through))
+        self.session.commit(task, epoch, doing)?;
+        failpoint::pass("target.after_commit");
+        Ok(Receipt::Durable(delivery.through))
     }
 
     fn tables(&mut self, config: &DuckdbConfig, delivery: &Delivery<TableChanges>) -> Result<()> {
@@ -183,13 +204,14 @@ impl Writer {
         Ok(())
     }
 
-    fn encoder(&mut self, config: &DuckdbConfig, table: &Arc<Table>) -> Arc<Encoder> {
+    fn encoder(&mut self, config: &DuckdbConfig, table: &Arc<Table>) -> Result<Arc<Encoder>> {
         match self.encoders.get(&table.id) {
-            Some((known, encoder)) if Arc::ptr_eq(known, table) => Arc::clone(encoder),
+            Some((known, encoder)) if Arc::ptr_eq(known, table) => Ok(Arc::clone(encoder)),
             _ => {
-                let encoder = Arc::new(Encoder::new(table, column_types(config, table)));
+                let in_order = in_order(&self.session, &target_name(config, table), table)?;
+                let encoder = Arc::new(Encoder::new(table, column_types(config, table), in_order));
                 self.encoders.insert(table.id, (Arc::clone(table), Arc::clone(&encoder)));
-                encoder
+                Ok(encoder)
             }
         }
     }
@@ -197,9 +219,9 @@ impl Writer {
     fn table(&mut self, config: &DuckdbConfig, compacted: &Compacted) -> Result<()> {
         let batch = compacted.batch();
         let table = Arc::clone(batch.table());
-        let encoder = self.encoder(config, &table);
+        let encoder = self.encoder(config, &table)?;
         let work = Work {
-            connection: &self.connection,
+            connection: &self.session,
             doing: format!("applying changes to {}", table.name),
             qualified: qualified(&target_name(config, &table)),
             name: target_name(config, &table),
@@ -225,7 +247,7 @@ impl Writer {
         }
         let complete: Vec<u32> = complete.iter().map(|upsert| upsert.tuple).collect();
         if !complete.is_empty() {
-            work.append(&work.name.name, None, &work.name.schema, encoder.rows(batch, &complete)?)?;
+            work.append(None, encoder.rows(batch, &complete)?)?;
         }
         if !partial.is_empty() {
             work.insert_partial()?;
@@ -239,7 +261,7 @@ struct Work<'a> {
     connection: &'a Connection,
     doing: String,
     qualified: String,
-    name: pgferry_model::TableName,
+    name: TableName,
     encoder: &'a Encoder,
     table: &'a Table,
 }
@@ -253,10 +275,11 @@ impl Work<'_> {
         execute(self.connection, statement, &self.doing)
     }
 
-    fn append(&self, table: &str, catalog: Option<&str>, schema: &str, rows: RecordBatch) -> Result<()> {
-        let opened = match catalog {
-            Some(catalog) => self.connection.appender_to_catalog_and_db(table, catalog, schema),
-            None => self.connection.appender_to_db(table, schema),
+    /// Appends to a temporary table, or to the target's.
+    fn append(&self, temporary: Option<&str>, rows: RecordBatch) -> Result<()> {
+        let opened = match temporary {
+            Some(name) => self.connection.appender_to_catalog_and_db(name, "temp", "main"),
+            None => appender(self.connection, self.table, &self.name, self.encoder.in_order),
         };
         let mut appender = opened.map_err(|failure| refused(&self.doing, failure))?;
         appender.append_record_batch(rows).map_err(|failure| refused(&self.doing, failure))?;
@@ -267,7 +290,7 @@ impl Work<'_> {
         let columns: Vec<String> =
             self.key_types().iter().enumerate().map(|(at, kind)| format!("k{at} {kind}")).collect();
         self.execute(&format!("CREATE OR REPLACE TEMP TABLE {KEYS} ({})", columns.join(", ")))?;
-        self.append(KEYS, Some("temp"), "main", self.encoder.keys(batch, keys)?)?;
+        self.append(Some(KEYS), self.encoder.keys(batch, keys)?)?;
         let matching = self.matching("t", "k", "k");
         self.execute(&format!(
             "DELETE FROM {} AS t USING temp.main.{KEYS} AS k WHERE {matching}",
@@ -306,7 +329,7 @@ impl Work<'_> {
                 *groups.entry(unchanged_columns(batch, upsert.tuple)).or_insert(next)
             })
             .collect();
-        self.append(STAGED, Some("temp"), "main", self.staged_rows(batch, partial, group_of.clone())?)?;
+        self.append(Some(STAGED), self.staged_rows(batch, partial, group_of.clone())?)?;
         for (columns, group) in &groups {
             let fills: Vec<String> = columns
                 .iter()

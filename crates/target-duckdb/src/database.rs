@@ -1,0 +1,143 @@
+//! The open file: one instance per file and process, its connections, and the fence in front of every commit.
+//!
+//! ```text
+//!   DuckdbTarget ─┐                       ┌─ Session (writer)
+//!   DuckdbTarget ─┴─> Database (one file) ┼─ Session (load) ...
+//!                        fence: task -> epoch
+//! ```
+//!
+//! Invariants: two targets on one file in one process share one instance: DuckDB's file lock does not separate them, and two
+//! instances would overwrite each other's blocks. A session keeps its database alive. A commit happens under the fence's read
+//! lock and only with the task's newest epoch, so no commit of an older holder can follow a raised one.
+//!
+//! Why the fence is in memory: other processes are kept out by the file's lock; what is left are two holders in one process,
+//! and a transaction that began before the epoch was raised still reads the old one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use duckdb::{Config, Connection};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use pgferry_model::{Cure, Error, Result, TaskId};
+
+use crate::config::DuckdbConfig;
+use crate::error::{FILE, STATEMENT, fenced, refused};
+
+static OPEN: Mutex<BTreeMap<PathBuf, Weak<Database>>> = Mutex::new(BTreeMap::new());
+
+/// The open file.
+pub(crate) struct Database {
+    path: PathBuf,
+    root: Mutex<Option<Connection>>,
+    /// Per task the epoch that may commit.
+    pub(crate) fence: RwLock<HashMap<TaskId, u64>>,
+}
+
+/// A connection to the open file.
+pub(crate) struct Session {
+    // Dropped before the database: the last connection closes the file.
+    connection: Connection,
+    pub(crate) database: Arc<Database>,
+}
+
+impl Deref for Session {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Database {
+    /// Opens the file, or shares it with who has it open in this process: its settings are then those of the first.
+    pub(crate) fn open(config: &DuckdbConfig) -> Result<Arc<Database>> {
+        let doing = format!("opening {}", config.path.display());
+        let path = resolved(&config.path).map_err(|failure| unusable(&doing).with_origin(failure))?;
+        let mut open = OPEN.lock();
+        while let Some(database) = open.get(&path) {
+            if let Some(database) = database.upgrade() {
+                return Ok(database);
+            }
+            // Its last holder is closing it, and takes it off the list when it is closed.
+            MutexGuard::unlocked(&mut open, || std::thread::sleep(Duration::from_millis(1)));
+        }
+        let settings = settings(config).map_err(|failure| refused(&doing, failure))?;
+        let root = Connection::open_with_flags(&path, settings).map_err(|failure| {
+            let error = refused(&doing, failure);
+            if error.code() == STATEMENT { unusable(&doing).with_origin(error) } else { error }
+        })?;
+        let database = Arc::new(Database {
+            path: path.clone(),
+            root: Mutex::new(Some(root)),
+            fence: RwLock::new(HashMap::new()),
+        });
+        open.insert(path, Arc::downgrade(&database));
+        Ok(database)
+    }
+
+    /// A new connection.
+    pub(crate) fn session(self: &Arc<Self>) -> Result<Session> {
+        let root = self.root.lock();
+        let root = root.as_ref().ok_or_else(fenced)?;
+        let connection = root.try_clone().map_err(|failure| refused("opening a connection", failure))?;
+        Ok(Session { connection, database: Arc::clone(self) })
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // Under the list's lock: nobody opens the file while it is being closed.
+        let mut open = OPEN.lock();
+        self.root.lock().take();
+        open.remove(&self.path);
+    }
+}
+
+impl Session {
+    /// Commits the open transaction where the epoch is still the task's newest; else nothing of it stays.
+    pub(crate) fn commit(&self, task: &TaskId, epoch: u64, doing: &str) -> Result<()> {
+        let fence = self.database.fence.read();
+        if fence.get(task) != Some(&epoch) {
+            self.roll_back();
+            return Err(fenced());
+        }
+        self.connection.execute_batch("COMMIT").map_err(|failure| {
+            self.roll_back();
+            refused(doing, failure)
+        })
+    }
+
+    /// A transaction that DuckDB has ended by itself cannot be rolled back again; that is no trouble.
+    pub(crate) fn roll_back(&self) {
+        if let Err(failure) = self.connection.execute_batch("ROLLBACK") {
+            tracing::debug!(cause = %failure, "nothing to roll back");
+        }
+    }
+}
+
+fn unusable(doing: &str) -> Error {
+    Error::task_broken(FILE, format!("{doing}: it is not a DuckDB file that can be written")).with_cure(Cure::advice(
+        "the folder has to exist and be writable; a file of another program, or of a newer DuckDB, cannot be used",
+    ))
+}
+
+fn settings(config: &DuckdbConfig) -> duckdb::Result<Config> {
+    let settings = Config::default()
+        .max_memory(&config.memory_limit)?
+        .with("autoinstall_known_extensions", "false")?
+        .with("autoload_known_extensions", "false")?;
+    if config.threads == 0 { Ok(settings) } else { settings.threads(config.threads as i64) }
+}
+
+/// The file's path with links and folders resolved, so that two ways to one file are seen as one.
+fn resolved(path: &Path) -> std::io::Result<PathBuf> {
+    if path.exists() {
+        return path.canonicalize();
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| std::io::Error::other("the path names no file"))?;
+    Ok(folder.canonicalize()?.join(name))
+}
