@@ -16,11 +16,15 @@ pub mod replication;
 mod selection;
 mod snapshot;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pgferry_model::{Cure, Error, Finding, Position, Progress, Result, SourceIdentity, Table, TableName};
+use pgferry_model::{
+    Column, Cure, DataType, Error, Finding, Position, Progress, Result, SourceIdentity, Table, TableId,
+    TableName,
+};
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
 use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables};
 use tokio::sync::OnceCell;
@@ -32,8 +36,8 @@ use replication::publication::{Needed, Publication, StreamBegins};
 use replication::stream::PostgresStream;
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
-use snapshot::ConsistentSnapshot;
 use snapshot::export::{Export, Exported};
+use snapshot::{ConsistentSnapshot, Extent};
 
 /// How long another holder of the slot may take to let go: our own old connection, after a crash.
 const SLOT_RELEASE_WITHIN: Duration = Duration::from_secs(15);
@@ -58,22 +62,47 @@ impl PostgresSource {
     }
 
     async fn selection(&self) -> Result<&Selection> {
-        self.selection.get_or_try_init(|| self.select()).await
+        let select = async {
+            let selection = self.select(true).await?;
+            for (table, why) in &selection.snapshot_only {
+                tracing::warn!(%table, why, "the table is carried by snapshot only");
+            }
+            Ok(selection)
+        };
+        self.selection.get_or_try_init(|| select).await
     }
 
-    async fn select(&self) -> Result<Selection> {
+    /// What the catalog has now. `strict`: every table that the task names has to be there.
+    async fn select(&self, strict: bool) -> Result<Selection> {
         let config = &self.control.config;
         let publication = self.publication().await?;
-        let wanted = Wanted::new(config, publication.as_ref())?;
+        let wanted = Wanted::new(config, publication.as_ref(), strict)?;
         let mut session = self.control.connect(Purpose::Query).await?;
         let version = session.server_version_num();
         let catalog = read_tables(&mut session, |name| wanted.accepts(name)).await?;
         session.close().await?;
-        let selection = select(config, &wanted, catalog, publication.as_ref(), version)?;
-        for (table, why) in &selection.snapshot_only {
-            tracing::warn!(%table, why, "the table is carried by snapshot only");
-        }
-        Ok(selection)
+        select(config, &wanted, catalog, publication.as_ref(), version)
+    }
+
+    /// What holds the rows of the run's tables, of those that are what they were at the start. Asked after an export, so that a
+    /// partition that was made since the start, whose rows the snapshot sees, is not left out.
+    async fn extents_now(&self) -> Result<HashMap<TableId, Extent>> {
+        let known = self.selection().await?;
+        let now = self.select(false).await?;
+        let mut extents = Arc::unwrap_or_clone(Arc::clone(&now.extents));
+        let pairs = known.tables.iter().zip(&known.bindings).filter_map(|(table, (oid, _))| {
+            let same = |at: &usize| {
+                let (other, (other_oid, _)) = (&now.tables[*at], &now.bindings[*at]);
+                let columns = |table: &Table| -> Vec<(Arc<str>, DataType)> {
+                    let of = |column: &Column| (Arc::clone(&column.name), column.data_type.clone());
+                    table.columns.iter().map(of).collect()
+                };
+                oid == other_oid && table.name == other.name && columns(table) == columns(other)
+            };
+            let at = (0..now.tables.len()).find(same)?;
+            Some((table.id, extents.remove(&now.tables[at].id)?))
+        });
+        Ok(pairs.collect())
     }
 
     fn streams(&self) -> bool {
@@ -96,14 +125,37 @@ impl PostgresSource {
 
     /// Makes or completes the publication.
     async fn ensure_published(&self, begins: StreamBegins) -> Result<()> {
-        publication::ensure(&self.control, &self.selection().await?.published, begins).await
+        publication::ensure(&self.control, &self.needed().await?, begins).await
+    }
+
+    /// The tables and partitions that have to be published: of those at the start, the ones that still exist. One that was dropped since
+    /// has no changes any more, and must not stop the others.
+    async fn needed(&self) -> Result<Vec<Needed>> {
+        let mut needed = self.selection().await?.published.clone();
+        let names = needed.iter().flat_map(|one| one.leaves.iter().flatten().chain([&one.name]));
+        let list: Vec<String> =
+            names.map(|name| format!("({})", quote_literal(&publication::qualified(name)))).collect();
+        if list.is_empty() {
+            return Ok(needed);
+        }
+        let sql = format!(
+            "SELECT v.name FROM (VALUES {}) v(name) WHERE pg_catalog.to_regclass(v.name) IS NULL",
+            list.join(", ")
+        );
+        let gone: HashSet<String> = self.control.ask(&sql).await?.into_iter().flatten().flatten().collect();
+        let exists = |name: &TableName| !gone.contains(&publication::qualified(name));
+        needed.retain(|one| exists(&one.name));
+        for leaves in needed.iter_mut().filter_map(|one| one.leaves.as_mut()) {
+            leaves.retain(exists);
+        }
+        Ok(needed)
     }
 
     /// Refuses where a table that follows the stream already has left the publication: its changes since are lost.
     async fn verify_still_published(&self, progress: &Progress) -> Result<()> {
         let live = |name: &TableName| progress.table(name).is_some_and(|known| known.state.takes_changes());
-        let needed = &self.selection().await?.published;
-        let live: Vec<Needed> = needed.iter().filter(|needed| live(&needed.name)).cloned().collect();
+        let live: Vec<Needed> =
+            self.needed().await?.into_iter().filter(|needed| live(&needed.name)).collect();
         let replication = &self.control.config.replication;
         let found = publication::find(&self.control, &replication.publication).await?;
         let missing = publication::missing(found.as_ref(), &live);
@@ -264,13 +316,12 @@ impl Source for PostgresSource {
     }
 
     async fn snapshot(&self, need: SnapshotNeed) -> Result<Box<dyn Snapshot>> {
-        let selection = self.selection().await?;
         let export = self.export_for(need).await?;
         let exported = Exported::open(&self.control, export).await?;
         Ok(Box::new(ConsistentSnapshot {
             control: Arc::clone(&self.control),
             exported,
-            extents: Arc::clone(&selection.extents),
+            extents: self.extents_now().await?,
             workers: self.control.config.workers,
         }))
     }

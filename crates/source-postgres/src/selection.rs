@@ -108,15 +108,22 @@ pub(crate) struct Wanted {
     named: Vec<TableName>,
     /// The publication's tables, where it selects.
     published: Option<BTreeSet<TableName>>,
+    /// Whether every table that is named has to be there.
+    strict: bool,
 }
 
 impl Wanted {
     /// `publication`: asked for already where it selects the tables.
-    pub(crate) fn new(config: &PostgresSourceConfig, publication: Option<&Publication>) -> Result<Wanted> {
+    pub(crate) fn new(
+        config: &PostgresSourceConfig,
+        publication: Option<&Publication>,
+        strict: bool,
+    ) -> Result<Wanted> {
         let parse = |texts: &[String]| -> Result<Vec<Pattern>> {
             texts.iter().map(|text| Pattern::parse(text).ok_or_else(|| no_pattern(text))).collect()
         };
         Ok(Wanted {
+            strict,
             include: parse(&config.include)?,
             exclude: parse(&config.exclude)?,
             named: config.tables.iter().filter_map(|table| table.source.clone()).collect(),
@@ -137,7 +144,8 @@ impl Wanted {
     /// Names that the catalog has to have.
     fn required(&self) -> impl Iterator<Item = TableName> + '_ {
         let include = if self.published.is_none() { self.include.as_slice() } else { &[] };
-        self.named.iter().cloned().chain(include.iter().filter_map(Pattern::exact))
+        let named = self.named.iter().cloned().chain(include.iter().filter_map(Pattern::exact));
+        named.filter(|_| self.strict)
     }
 }
 

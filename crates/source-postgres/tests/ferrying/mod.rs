@@ -1,6 +1,8 @@
 //! What the tests of this folder share: a source's configuration, a run into the target in memory, cures that are pasted.
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+pub(crate) mod meddling;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,20 +46,29 @@ pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
     }
 }
 
-#[expect(clippy::expect_used, reason = "a test that hangs has failed")]
 pub(crate) async fn ferry(
     config: &PostgresSourceConfig,
     target: &MemoryTarget,
 ) -> pgferry_model::Result<RunEnd> {
+    ferry_from(Arc::new(PostgresSource::new(config.clone())), config.sync_mode, 2, target).await
+}
+
+/// A run from a source of the test's own.
+#[expect(clippy::expect_used, reason = "a test that hangs has failed")]
+pub(crate) async fn ferry_from(
+    source: Arc<dyn Source>,
+    sync_mode: SyncMode,
+    workers: usize,
+    target: &MemoryTarget,
+) -> pgferry_model::Result<RunEnd> {
     let settings = Settings {
-        sync_mode: config.sync_mode,
-        workers: 2,
+        sync_mode,
+        workers,
         sync_interval: Duration::from_millis(50),
         until_caught_up: true,
         retry_budget: Duration::from_secs(2),
         ..Settings::default()
     };
-    let source = Arc::new(PostgresSource::new(config.clone()));
     let (task, monitor) = (TaskId::new("test"), Arc::new(Monitor::default()));
     let running =
         run(&task, source, Arc::new(target.reopened()), &settings, monitor, CancellationToken::new());
