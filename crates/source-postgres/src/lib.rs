@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pgferry_model::{
-    Column, Cure, DataType, Error, Finding, Position, Progress, Result, SourceIdentity, Table, TableId,
-    TableName,
+    Class, Column, Cure, DataType, Error, Finding, Position, Progress, Result, SourceIdentity, Table,
+    TableId, TableName,
 };
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
 use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables};
@@ -195,6 +195,10 @@ impl PostgresSource {
 
     /// A position in the log by the name of the function that tells it; a standby's is what it has replayed.
     async fn log_position(&self, function: &str) -> Result<Position> {
+        Ok(before_page_header(self.log_end(function).await?))
+    }
+
+    async fn log_end(&self, function: &str) -> Result<Position> {
         let rows = self
             .control
             .ask(&format!(
@@ -202,7 +206,21 @@ impl PostgresSource {
                  ELSE pg_catalog.{function}() END"
             ))
             .await?;
-        Ok(before_page_header(position(&column(&rows, 0, 0)?)?))
+        position(&column(&rows, 0, 0)?)
+    }
+
+    /// Refuses a stored position that the server has not reached: it was put back to an earlier time. What it writes next would take
+    /// positions that count as delivered.
+    async fn verify_reached(&self, stored: Position) -> Result<()> {
+        let end = self.log_end("pg_current_wal_insert_lsn").await?;
+        if stored <= end {
+            return Ok(());
+        }
+        let rows = self.control.ask("SELECT pg_catalog.pg_is_in_recovery()").await?;
+        let behind = error::log_behind(stored, end);
+        // A standby that has just started is still on its way.
+        let standby = control::optional(&rows, 0, 0).as_deref() == Some("t");
+        Err(if standby { behind.with_class(Class::Transient) } else { behind })
     }
 
     /// Opens the stream's connection; waits for our own old connection to let go of the slot.
@@ -275,6 +293,9 @@ impl Source for PostgresSource {
         if !self.streams() {
             return Ok(());
         }
+        if let Some(stored) = progress.position {
+            self.verify_reached(stored).await?;
+        }
         self.verify_still_published(progress).await?;
         if self.control.config.replication.manage == Manage::Never {
             let copies =
@@ -344,7 +365,13 @@ impl Source for PostgresSource {
             reader,
             feedback,
             transactions,
-            self.control.config.replication.clone(),
+            Arc::clone(&self.control),
+            selection
+                .bindings
+                .iter()
+                .zip(&selection.tables)
+                .map(|((oid, _), table)| (*oid, table.id))
+                .collect(),
             start.after,
             source_end,
         )))

@@ -25,6 +25,8 @@ pub(crate) struct Selection {
     pub(crate) bindings: Vec<(u32, Vec<Arc<str>>)>,
     /// Leaf partitions and the tables that carry their rows.
     pub(crate) leaves: HashMap<u32, TableId>,
+    /// Whether partitions are published one by one: such as come later are known only when the stream speaks of them.
+    pub(crate) by_leaf: bool,
     /// Tables that are selected but cannot follow the stream, and why.
     pub(crate) snapshot_only: Vec<(TableName, &'static str)>,
     /// Tables that follow the stream, with their leaves.
@@ -171,6 +173,7 @@ pub(crate) fn select(
         extents: Arc::default(),
         bindings: Vec::new(),
         leaves: HashMap::new(),
+        by_leaf: false,
         snapshot_only: Vec::new(),
         published: Vec::new(),
     };
@@ -196,6 +199,8 @@ pub(crate) fn select(
         }
         if found.kind == RelationKind::PartitionedTable {
             selection.leaves.extend(found.heaps.iter().map(|heap| (heap.oid, id)));
+            selection.by_leaf |=
+                publication.is_some_and(|publication| !publication.via_root) || server_version_num < 130_000;
         }
         selection.tables.push(Arc::new(table));
     }

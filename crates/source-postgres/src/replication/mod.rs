@@ -25,6 +25,7 @@ pub(crate) fn transactions(config: &PostgresSourceConfig, selection: &Selection)
             ..TableBinding::new(std::sync::Arc::clone(table))
         });
     let mut relations = RelationCache::new(bindings.collect());
+    relations.ask_unknown(selection.by_leaf);
     for (&leaf, &table) in &selection.leaves {
         relations.map_leaf(leaf, table);
     }

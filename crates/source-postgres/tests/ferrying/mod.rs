@@ -157,3 +157,64 @@ pub(crate) async fn rows(
     rows.sort();
     Ok(rows)
 }
+
+/// A run that goes on until it is stopped.
+pub(crate) struct Live {
+    running: tokio::task::JoinHandle<pgferry_model::Result<RunEnd>>,
+    stop: CancellationToken,
+    pub(crate) monitor: Arc<Monitor>,
+}
+
+impl Live {
+    /// `budget_s`: how long it retries without progress.
+    pub(crate) fn start(config: &PostgresSourceConfig, target: &MemoryTarget, budget_s: u64) -> Live {
+        Live::from(Arc::new(PostgresSource::new(config.clone())), config.sync_mode, target, budget_s)
+    }
+
+    pub(crate) fn from(
+        source: Arc<dyn Source>,
+        sync_mode: SyncMode,
+        target: &MemoryTarget,
+        budget_s: u64,
+    ) -> Live {
+        let settings = Settings {
+            sync_mode,
+            workers: 2,
+            sync_interval: Duration::from_millis(50),
+            retry_budget: Duration::from_secs(budget_s),
+            retry_wait_max: Duration::from_millis(500),
+            ..Settings::default()
+        };
+        let (stop, monitor, target) =
+            (CancellationToken::new(), Arc::new(Monitor::default()), Arc::new(target.reopened()));
+        let running = tokio::spawn({
+            let (stop, monitor) = (stop.clone(), Arc::clone(&monitor));
+            async move { run(&TaskId::new("test"), source, target, &settings, monitor, stop).await }
+        });
+        Live { running, stop, monitor }
+    }
+
+    /// Waits, at most half a minute and not longer than the run lasts.
+    pub(crate) async fn until<F: Future<Output = Result<bool>>>(
+        &self,
+        reached: impl Fn() -> F,
+    ) -> Result<()> {
+        for _ in 0..600 {
+            if reached().await.unwrap_or(false) {
+                return Ok(());
+            }
+            ensure!(!self.running.is_finished(), "the run has ended");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        reached().await?;
+        anyhow::bail!("not reached in time; the last error of the run: {:?}", self.monitor.last_error())
+    }
+
+    pub(crate) async fn stop(self) -> Result<RunEnd> {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(40), self.running).await;
+        ended.context("the run does not stop")??.map_err(|failure| {
+            anyhow::anyhow!("{}: {failure}: {}", failure.code(), failure.cause().unwrap_or_default())
+        })
+    }
+}
