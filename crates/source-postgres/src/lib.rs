@@ -18,6 +18,7 @@ mod snapshot;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,7 +34,7 @@ pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOpt
 use control::{PostgresControl, column, position};
 use replication::feedback::Feedback;
 use replication::publication::{Needed, Publication, StreamBegins};
-use replication::stream::PostgresStream;
+use replication::stream::{Life, PostgresStream};
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
 use snapshot::export::{Export, Exported};
@@ -53,12 +54,18 @@ const LOG_PAGE_HEADERS: [u64; 2] = [24, 40];
 pub struct PostgresSource {
     control: Arc<PostgresControl>,
     selection: OnceCell<Selection>,
+    /// The server's process of the last stream; 0 before the first.
+    walsender: AtomicI32,
 }
 
 impl PostgresSource {
     /// Nothing is connected yet.
     pub fn new(config: PostgresSourceConfig) -> Self {
-        PostgresSource { control: Arc::new(PostgresControl::new(config)), selection: OnceCell::new() }
+        PostgresSource {
+            control: Arc::new(PostgresControl::new(config)),
+            selection: OnceCell::new(),
+            walsender: AtomicI32::new(0),
+        }
     }
 
     async fn selection(&self) -> Result<&Selection> {
@@ -234,11 +241,15 @@ impl PostgresSource {
                 "START_REPLICATION SLOT {} LOGICAL {after} ({options})",
                 quote_identifier(&replication.slot)
             );
-            let Err(failure) = session.copy_both(&statement).await else { return Ok(session) };
+            let Err(failure) = session.copy_both(&statement).await else {
+                self.walsender.store(session.backend_pid(), Ordering::Relaxed);
+                return Ok(session);
+            };
             let active = refused::words(&failure).is_some_and(|words| words.sqlstate == "55006");
             if !active {
                 return Err(refused::streaming(failure, replication, after));
             }
+            slot::end_stale(&self.control, &replication.slot, self.walsender.load(Ordering::Relaxed)).await?;
             if tokio::time::Instant::now() >= deadline {
                 return Err(slot::active(&self.control, &replication.slot).await.with_origin(failure));
             }
@@ -359,6 +370,7 @@ impl Source for PostgresSource {
         let source_end = self.log_position("pg_current_wal_insert_lsn").await?;
         self.control.release().await;
         let transactions = replication::transactions(&self.control.config, selection);
+        let life = Life::new(session.backend_pid(), timeout);
         let (reader, writer) = session.into_split();
         let feedback = Feedback::start(writer, timeout, start.after);
         Ok(Box::new(PostgresStream::new(
@@ -366,6 +378,7 @@ impl Source for PostgresSource {
             feedback,
             transactions,
             Arc::clone(&self.control),
+            life,
             selection
                 .bindings
                 .iter()

@@ -39,12 +39,32 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 const DATA_HEADER_BYTES: usize = 25;
 const KEEPALIVE_BYTES: usize = 18;
 
+/// The shortest and the longest silence after which it is asked whether the other side still lives.
+const SILENCE_MIN: Duration = Duration::from_secs(2);
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+
+/// How it is noticed that the server's side of the stream is gone although nothing says so.
+pub(crate) struct Life {
+    walsender: i32,
+    silence_max: Duration,
+}
+
+impl Life {
+    /// `timeout`: the server's `wal_sender_timeout`; zero: it has none.
+    pub(crate) fn new(walsender: i32, timeout: Duration) -> Life {
+        let silence_max =
+            if timeout.is_zero() { SILENCE_MAX } else { (timeout * 3 / 4).clamp(SILENCE_MIN, SILENCE_MAX) };
+        Life { walsender, silence_max }
+    }
+}
+
 /// An open stream.
 pub(crate) struct PostgresStream {
     reader: SessionReader,
     feedback: Feedback,
     transactions: Transactions,
     control: Arc<PostgresControl>,
+    life: Life,
     /// The tables by the OIDs of their relations, for partitions that come later.
     roots: HashMap<u32, TableId>,
     after: Position,
@@ -61,6 +81,7 @@ impl PostgresStream {
         feedback: Feedback,
         transactions: Transactions,
         control: Arc<PostgresControl>,
+        life: Life,
         roots: HashMap<u32, TableId>,
         after: Position,
         source_end: Position,
@@ -70,6 +91,7 @@ impl PostgresStream {
             feedback,
             transactions,
             control,
+            life,
             roots,
             after,
             source_end,
@@ -198,6 +220,25 @@ impl PostgresStream {
         Ok(())
     }
 
+    /// Reads what comes. Feedback asks for an answer every few seconds, so silence has a reason: the server decodes something large that is
+    /// none of ours, or the connection is dead and nobody told. The server knows which: a reader that it no longer hears is ended after
+    /// `wal_sender_timeout`. Cancel-safe.
+    async fn read(&mut self) -> Result<usize> {
+        loop {
+            match tokio::time::timeout(self.life.silence_max, self.reader.read_some()).await {
+                Ok(read) => return read,
+                Err(_) => {
+                    let slot = &self.control.config.replication.slot;
+                    let lives = super::slot::read_by(&self.control, slot, self.life.walsender).await?;
+                    self.control.release().await;
+                    if !lives {
+                        return Err(ended());
+                    }
+                }
+            }
+        }
+    }
+
     /// Waits a moment when reads come thick and small, so that the next one brings more.
     fn nap(&self) {
         let busy = self.last_read_at.is_some_and(|at| at.elapsed() < BUSY_WITHIN);
@@ -229,7 +270,7 @@ impl ChangeStream for PostgresStream {
             return Err(ended());
         }
         self.nap();
-        self.last_read_bytes = self.reader.read_some().await?;
+        self.last_read_bytes = self.read().await?;
         self.last_read_at = Some(Instant::now());
         if self.last_read_bytes == 0 {
             return Err(ended());
