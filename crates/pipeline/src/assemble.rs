@@ -158,6 +158,11 @@ impl Assembler {
         wanted
     }
 
+    /// The open transaction.
+    pub fn transaction(&self) -> Option<TransactionStart> {
+        self.open.as_ref().map(|open| open.start)
+    }
+
     /// The table as the assembler has it, for a decoder that maps columns.
     pub fn table(&self, id: TableId) -> Option<&Arc<Table>> {
         self.lanes.get(id.index()).map(|lane| &lane.table)

@@ -27,7 +27,7 @@ use pgferry_model::{
     TableId, TableName,
 };
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
-use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables};
+use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables_as_of};
 use tokio::sync::OnceCell;
 
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
@@ -70,7 +70,7 @@ impl PostgresSource {
 
     async fn selection(&self) -> Result<&Selection> {
         let select = async {
-            let selection = self.select(true).await?;
+            let selection = self.select(true, None).await?;
             for (table, why) in &selection.snapshot_only {
                 tracing::warn!(%table, why, "the table is carried by snapshot only");
             }
@@ -79,23 +79,23 @@ impl PostgresSource {
         self.selection.get_or_try_init(|| select).await
     }
 
-    /// What the catalog has now. `strict`: every table that the task names has to be there.
-    async fn select(&self, strict: bool) -> Result<Selection> {
+    /// What the catalog has, now or as of a snapshot. `strict`: every table that the task names has to be there.
+    async fn select(&self, strict: bool, snapshot: Option<&str>) -> Result<Selection> {
         let config = &self.control.config;
         let publication = self.publication().await?;
         let wanted = Wanted::new(config, publication.as_ref(), strict)?;
         let mut session = self.control.connect(Purpose::Query).await?;
         let version = session.server_version_num();
-        let catalog = read_tables(&mut session, |name| wanted.accepts(name)).await?;
+        let catalog = read_tables_as_of(&mut session, snapshot, |name| wanted.accepts(name)).await?;
         session.close().await?;
         select(config, &wanted, catalog, publication.as_ref(), version)
     }
 
-    /// What holds the rows of the run's tables, of those that are what they were at the start. Asked after an export, so that a
-    /// partition that was made since the start, whose rows the snapshot sees, is not left out.
-    async fn extents_now(&self) -> Result<HashMap<TableId, Extent>> {
+    /// What holds the rows of the run's tables, of those that are what they were at the start. As of the snapshot, so that a partition
+    /// that was made since the start, whose rows the snapshot sees, is not left out.
+    async fn extents_as_of(&self, snapshot: &str) -> Result<HashMap<TableId, Extent>> {
         let known = self.selection().await?;
-        let now = self.select(false).await?;
+        let now = self.select(false, Some(snapshot)).await?;
         let mut extents = Arc::unwrap_or_clone(Arc::clone(&now.extents));
         let pairs = known.tables.iter().zip(&known.bindings).filter_map(|(table, (oid, _))| {
             let same = |at: &usize| {
@@ -350,10 +350,11 @@ impl Source for PostgresSource {
     async fn snapshot(&self, need: SnapshotNeed) -> Result<Box<dyn Snapshot>> {
         let export = self.export_for(need).await?;
         let exported = Exported::open(&self.control, export).await?;
+        let extents = self.extents_as_of(exported.name()).await?;
         Ok(Box::new(ConsistentSnapshot {
             control: Arc::clone(&self.control),
             exported,
-            extents: self.extents_now().await?,
+            extents,
             workers: self.control.config.workers,
         }))
     }

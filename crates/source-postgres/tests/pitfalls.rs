@@ -102,6 +102,43 @@ async fn a_new_partition_is_carried_however_the_table_is_published() -> Result<(
     Ok(())
 }
 
+/// The stream brings a commit before anybody else sees it, by minutes where it waits for a synchronous standby: the catalog does not have
+/// the new partition yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_partition_is_carried_though_the_catalog_shows_it_later() -> Result<()> {
+    let server = Server::start(ServerOptions::new(15)).await?;
+    let database = Arc::new(server.create_database().await?);
+    database
+        .execute(
+            "CREATE TABLE p(id int PRIMARY KEY, n int) PARTITION BY RANGE (id); \
+             CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); INSERT INTO p VALUES (1, 1); \
+             CREATE PUBLICATION pgferry_test FOR TABLE p WITH (publish_via_partition_root = false)",
+        )
+        .await?;
+    let (mut config, target) = (config(&database), MemoryTarget::default());
+    config.include = vec!["public.p".into()];
+    let live = Live::start(&config, &target, 0);
+    database.execute("INSERT INTO p VALUES (2, 2)").await?;
+    live.until(|| async { Ok(rows(&config, &target, "public.p").await?.len() == 2) }).await?;
+    server.set("synchronous_standby_names", "nobody").await?;
+    let waits = tokio::spawn({
+        let database = Arc::clone(&database);
+        async move {
+            let sql =
+                "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (100); INSERT INTO p VALUES (11, 11)";
+            database.execute(sql).await
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(!waits.is_finished(), "the commit does not wait");
+    server.set("synchronous_standby_names", "").await?;
+    waits.await??;
+    database.execute("INSERT INTO p VALUES (12, 12)").await?;
+    live.until(|| async { Ok(rows(&config, &target, "public.p").await?.len() == 4) }).await?;
+    live.stop().await?;
+    Ok(())
+}
+
 /// Without its key, rows can no longer be told apart: two of them must not become one in silence, nor be left out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_loses_its_key_is_set_aside() -> Result<()> {
@@ -205,12 +242,13 @@ async fn transactions_in_progress_survive_snapshot_handover_and_restarts() -> Re
             .await?;
         database.execute("BEGIN; INSERT INTO t VALUES (9001, 'p'); PREPARE TRANSACTION 'first'").await?;
         for round in 0..3 {
-            database.execute(&format!("INSERT INTO u VALUES ({round})")).await?;
             long.batch_execute(&format!(
                 "SAVEPOINT s; INSERT INTO t SELECT 10000 + g, repeat('y', 200) FROM generate_series(1, 1000) g; ROLLBACK TO s; \
                  UPDATE t SET pad = 'round {round}' WHERE id % 7 = {round}"
             ))
             .await?;
+            // Its commit flushes what the long one wrote: else the log ends in the middle of a record for a while.
+            database.execute(&format!("INSERT INTO u VALUES ({round})")).await?;
             succeeding(&config, &target).await?;
             same(&database, &config, &target, "public.u", "SELECT id::text FROM u").await?;
             ensure!(rows(&config, &target, "public.t").await?.is_empty(), "uncommitted rows arrived");
@@ -304,18 +342,18 @@ async fn settings_of_the_role_and_the_database_change_no_value() -> Result<()> {
         }];
         succeeding(&config, &target).await?;
         let client = database.server().client(name).await?;
-        client
-            .batch_execute(&format!(
-                "SET default_transaction_read_only = off; SET statement_timeout = 0; {}",
-                insert(2)
-            ))
-            .await?;
+        client.batch_execute("SET default_transaction_read_only = off; SET statement_timeout = 0").await?;
+        client.batch_execute(&insert(2)).await?;
         succeeding(&config, &target).await?;
         let got = rows(&config, &target, "public.t").await?;
         ensure!(got.len() == 2 && got[0][1..] == got[1][1..], "{major}: {got:?}");
         let texts: Vec<&str> = got[0].iter().flatten().map(String::as_str).collect();
-        for wanted in ["2001-02-03", "0.30000000000000004", "$1,234.50", "<a>1</a>"] {
+        for wanted in ["2001-02-03", "$1,234.50", "<a>1</a>"] {
             ensure!(texts.iter().any(|text| text.contains(wanted)), "{major}: {wanted} is not in {texts:?}");
+        }
+        for (at, exact) in [(4, 0.3), (5, 1.100_000_023_841_858)] {
+            ensure!((texts[at].parse::<f64>()? - exact).abs() < 1e-6, "{major}: {texts:?}");
+            ensure!(at == 5 || texts[at].parse::<f64>()?.to_bits() == exact.to_bits(), "{major}: {texts:?}");
         }
     }
     Ok(())

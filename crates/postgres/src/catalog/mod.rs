@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use pgferry_model::{DataType, Error, Result, TableName};
 
 use crate::error::PROTOCOL;
-use crate::{ResultRow, Session};
+use crate::{ResultRow, Session, quote_literal};
 use types::{data_type, read_types};
 
 /// What a relation is.
@@ -120,7 +120,20 @@ pub async fn read_tables(
     session: &mut Session,
     wanted: impl Fn(&TableName) -> bool,
 ) -> Result<Vec<CatalogTable>> {
+    read_tables_as_of(session, None, wanted).await
+}
+
+/// [`read_tables`] as an exported snapshot sees them. It can see a commit that nobody else sees yet: one that is in the log and waits
+/// for a synchronous standby.
+pub async fn read_tables_as_of(
+    session: &mut Session,
+    snapshot: Option<&str>,
+    wanted: impl Fn(&TableName) -> bool,
+) -> Result<Vec<CatalogTable>> {
     session.simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    if let Some(snapshot) = snapshot {
+        session.simple_query(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))).await?;
+    }
     let read = read_definitions(session, wanted).await;
     // A failed statement has ended the transaction in all but name; its error is the one to tell.
     let ended = session.simple_query(if read.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;

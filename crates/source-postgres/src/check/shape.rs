@@ -131,7 +131,11 @@ pub(super) fn partitions(facts: &Facts) -> Vec<Finding> {
             table.name.to_string(),
             error::NOT_IN_STREAM,
             format!("{count} partitions are published one by one"),
-            "a partition that is added or attached while the task runs is not carried before its next start, and truncating one sets the table aside",
+            if facts.version < 130_000 {
+                "a partition that is added or attached while the task runs is not carried before its next start, and truncating one sets the table aside"
+            } else {
+                "a partition that is added while the task runs is carried only where the publication has the partitioned table itself, and truncating one sets the table aside"
+            },
             cure,
         ));
     }

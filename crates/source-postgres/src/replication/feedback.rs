@@ -52,9 +52,9 @@ impl Feedback {
         Feedback { shared, confirmed, closing, task }
     }
 
-    /// Everything up to here was received.
-    pub(crate) fn received(&self, position: Position) {
-        self.shared.received.fetch_max(position.lsn(), Ordering::Relaxed);
+    /// Everything up to here was received. Whether that is news.
+    pub(crate) fn received(&self, position: Position) -> bool {
+        self.shared.received.fetch_max(position.lsn(), Ordering::Relaxed) < position.lsn()
     }
 
     /// The server asks for a reply.

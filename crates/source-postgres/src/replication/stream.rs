@@ -39,6 +39,8 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 const DATA_HEADER_BYTES: usize = 25;
 const KEEPALIVE_BYTES: usize = 18;
 
+/// How often it is asked whether others see a commit already.
+const COMMIT_POLL: Duration = Duration::from_millis(20);
 /// The shortest and the longest silence after which it is asked whether the other side still lives.
 const SILENCE_MIN: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(45);
@@ -71,8 +73,8 @@ pub(crate) struct PostgresStream {
     source_end: Position,
     last_read_at: Option<Instant>,
     last_read_bytes: usize,
-    /// An unknown relation has to be placed before anything more is taken.
-    unknown: bool,
+    /// An unknown relation has to be placed before anything more is taken; the transaction that speaks of it.
+    unknown: Option<u32>,
 }
 
 impl PostgresStream {
@@ -97,7 +99,7 @@ impl PostgresStream {
             source_end,
             last_read_at: None,
             last_read_bytes: 0,
-            unknown: false,
+            unknown: None,
         }
     }
 
@@ -128,8 +130,8 @@ impl PostgresStream {
                     Some(b'k') => {
                         let (end, reply_wanted) = keepalive(frame.body)?;
                         self.source_end = self.source_end.max(end);
-                        self.feedback.received(end);
-                        if reply_wanted {
+                        // Before 14 the server tells of its next position only after it has heard of this one.
+                        if self.feedback.received(end) || reply_wanted {
                             self.feedback.reply_now();
                         }
                         if !self.transactions.in_transaction() {
@@ -174,7 +176,7 @@ impl PostgresStream {
             match question {
                 // The catalog knows, and asking it takes a wait: the next fill begins with it.
                 Question::Unknown(_) => {
-                    self.unknown = true;
+                    self.unknown = assembler.transaction().map(|transaction| transaction.xid);
                     return true;
                 }
                 // Older than the table's copy, or of one that is set aside: its rows are skipped whatever their columns are.
@@ -194,7 +196,17 @@ impl PostgresStream {
 
     /// Asks the catalog what an unknown relation is: a partition, made since the start, of a table of the task, or none of its business.
     /// Cancel-safe: the question stays open until it is answered.
-    async fn place_unknown(&mut self) -> Result<()> {
+    ///
+    /// A commit is sent as soon as it is in the log, a moment before others see it; where it waits for a synchronous standby, long before.
+    /// The catalog is asked when the transaction has given its own lock back: then what it made is seen.
+    async fn place_unknown(&mut self, xid: u32) -> Result<()> {
+        let ending = format!(
+            "SELECT FROM pg_catalog.pg_locks l WHERE l.locktype = 'transactionid' AND l.granted \
+             AND l.transactionid::pg_catalog.text = '{xid}' LIMIT 1"
+        );
+        while !self.control.ask(&ending).await?.is_empty() {
+            tokio::time::sleep(COMMIT_POLL).await;
+        }
         let mut asked = false;
         while let Some(Question::Unknown(described)) = self.transactions.relations().question() {
             let oid = described.oid;
@@ -252,9 +264,9 @@ impl PostgresStream {
 #[async_trait]
 impl ChangeStream for PostgresStream {
     async fn fill(&mut self, assembler: &mut Assembler) -> Result<Filled> {
-        if self.unknown {
-            self.place_unknown().await?;
-            self.unknown = false;
+        if let Some(xid) = self.unknown {
+            self.place_unknown(xid).await?;
+            self.unknown = None;
             if self.stops(Flow::SchemaChanged, assembler) {
                 return Ok(Filled::Stopped);
             }

@@ -63,6 +63,10 @@ impl Exported {
         Ok(Exported { exporter, name, cut, seen: Mutex::new(None), idle: Mutex::new(Vec::new()) })
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn cut(&self) -> Position {
         self.cut
     }

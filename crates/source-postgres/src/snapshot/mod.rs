@@ -35,7 +35,7 @@ pub(crate) struct Extent {
 pub(crate) struct ConsistentSnapshot {
     pub(crate) control: Arc<PostgresControl>,
     pub(crate) exported: Exported,
-    /// As they were after the export: every relation that the snapshot sees rows of, of tables that are the same as at the start.
+    /// As of the snapshot: every relation that it sees rows of, of tables that are the same as at the start.
     pub(crate) extents: HashMap<TableId, Extent>,
     pub(crate) workers: usize,
 }
