@@ -23,6 +23,8 @@ pub(crate) struct Selection {
     pub(crate) extents: Arc<HashMap<TableId, Extent>>,
     /// Per table: its OID and the columns that are left out.
     pub(crate) bindings: Vec<(u32, Vec<Arc<str>>)>,
+    /// Per table: its columns' type modifiers.
+    pub(crate) modifiers: Vec<Vec<Option<i32>>>,
     /// Leaf partitions and the tables that carry their rows.
     pub(crate) leaves: HashMap<u32, TableId>,
     /// Whether partitions are published one by one: such as come later are known only when the stream speaks of them.
@@ -172,6 +174,7 @@ pub(crate) fn select(
         tables: Vec::new(),
         extents: Arc::default(),
         bindings: Vec::new(),
+        modifiers: Vec::new(),
         leaves: HashMap::new(),
         by_leaf: false,
         snapshot_only: Vec::new(),
@@ -194,6 +197,8 @@ pub(crate) fn select(
         }
         extents.insert(id, extent(&found, options, restrictions, server_version_num));
         selection.bindings.push((found.oid, excluded.iter().map(|name| Arc::from(name.as_str())).collect()));
+        let carried = found.columns.iter().filter(|column| !excluded.contains(&column.name));
+        selection.modifiers.push(carried.map(|column| Some(column.modifier)).collect());
         if !table.key.is_empty() {
             selection.published.push(needed);
         }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ferrying::meddling::{MeddledSource, Meddling};
 use ferrying::{Live, check, config, failing, ferry, finding, rows, succeeding, told};
 use pgferry_model::{Position, TableName, TableState};
-use pgferry_pipeline::Target;
-use pgferry_source_postgres::{PostgresSourceConfig, TableOptions};
-use pgferry_testkit::memory_target::MemoryTarget;
+use pgferry_pipeline::{SyncMode, Target};
+use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, TableOptions};
+use pgferry_testkit::memory_target::{Fault, MemoryTarget};
 use pgferry_testkit::{Database, Server, ServerOptions};
 
 type Rows = Vec<Vec<Option<String>>>;
@@ -393,4 +394,92 @@ async fn a_toasted_key_is_a_key() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A type that changes between the look at the catalog and the first change of the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_type_that_changes_before_the_first_change_is_noticed() -> Result<()> {
+    let database = Arc::new(
+        database(
+            15,
+            "CREATE TABLE t(id int PRIMARY KEY, n numeric(10, 2)); CREATE TABLE u(id int PRIMARY KEY)",
+        )
+        .await?,
+    );
+    let (config, target) = (config(&database), MemoryTarget::default());
+    let sql = "ALTER TABLE t ALTER n TYPE numeric(12, 4); INSERT INTO t VALUES (1, 1.2345); INSERT INTO u VALUES (1)";
+    let what = Meddling { before_stream: vec![sql.into()], ..Meddling::default() };
+    let source = Arc::new(MeddledSource::new(config.clone(), &database, what));
+    let live = Live::from(source, SyncMode::SnapshotCdc, &target, 1);
+    live.until(|| async { Ok(rows(&config, &target, "public.u").await?.len() == 1) }).await?;
+    let end = live.stop().await?;
+    ensure!(end.set_aside.len() == 1 && end.set_aside[0].code == "schema.change_blocked", "{end:?}");
+    Ok(())
+}
+
+/// A target that takes longer than the server waits for a sign of life: the connection stays up, and nothing comes twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_longer_than_the_servers_patience_keeps_the_connection() -> Result<()> {
+    let server = Server::start(ServerOptions::new(15).set("wal_sender_timeout", "1s")).await?;
+    let database = server.create_database().await?;
+    database.execute("CREATE TABLE t(id int PRIMARY KEY, pad text)").await?;
+    let (config, target) = (config(&database), MemoryTarget::default());
+    succeeding(&config, &target).await?;
+    let handle = target.reopened();
+    handle.fail(1, Fault::Slow(Duration::from_secs(5))).await;
+    let live = Live::over(Arc::new(PostgresSource::new(config.clone())), config.sync_mode, &handle, 1);
+    for round in 0..5 {
+        database
+            .execute(&format!(
+                "INSERT INTO t SELECT {round} * 10000 + g, repeat('x', 5000) FROM generate_series(1, 5000) g"
+            ))
+            .await?;
+    }
+    live.until(|| async { Ok(rows(&config, &target, "public.t").await?.len() == 25_000) }).await?;
+    ensure!(live.monitor.retries.load(std::sync::atomic::Ordering::Relaxed) == 0, "the connection was lost");
+    live.stop().await?;
+    Ok(())
+}
+
+/// A large transaction in progress does not fit where it waits: a clear end, and nothing lost when there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_under_the_spool_ends_clearly_and_loses_nothing() -> Result<()> {
+    let server = Server::start(ServerOptions::new(15).small_decoding_memory()).await?;
+    let database = server.create_database().await?;
+    database.execute("CREATE TABLE t(id int PRIMARY KEY, pad text)").await?;
+    let (mut config, target) = (config(&database), MemoryTarget::default());
+    succeeding(&config, &target).await?;
+    let disk = SmallDisk::new()?;
+    config.spool_directory = Some(disk.0.path().to_owned());
+    config.spool_memory_bytes_max = 64 << 10;
+    let long = database.client().await?;
+    long.batch_execute("BEGIN; INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 8000) g")
+        .await?;
+    database.execute("INSERT INTO t VALUES (-1, 'small')").await?;
+    let failure = failing(&config, &target).await?;
+    ensure!(told(&failure, "source.spool_failed").is_ok(), "{}: {failure}", failure.code());
+    long.batch_execute("COMMIT").await?;
+    told(&failing(&config, &target).await?, "source.spool_failed")?;
+    config.spool_directory = None;
+    succeeding(&config, &target).await?;
+    same(&database, &config, &target, "public.t", "SELECT id::text, pad FROM t").await
+}
+
+/// One megabyte, mounted for the test.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> Result<SmallDisk> {
+        let folder = tempfile::tempdir()?;
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(folder.path());
+        ensure!(mount.status()?.success(), "a small disk takes the right to mount one");
+        Ok(SmallDisk(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _gone = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }

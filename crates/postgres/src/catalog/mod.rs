@@ -58,6 +58,8 @@ pub struct CatalogColumn {
     pub data_type: DataType,
     /// Its type's OID and modifier as the change stream names them.
     pub type_oid: u32,
+    /// See `type_oid`; -1: none.
+    pub modifier: i32,
     /// Whether it is declared NOT NULL. A domain's own NOT NULL does not count: such a column can still read as NULL
     /// (PostgreSQL docs, "CREATE DOMAIN", notes).
     pub not_null: bool,
@@ -225,6 +227,7 @@ async fn read_columns(session: &mut Session, tables: &mut [CatalogTable], oids: 
             name: text(row, 1)?.to_owned(),
             data_type: data_type(&types, type_oid, modifier, dimensions, text(row, 7)?, 0)?,
             type_oid,
+            modifier,
             not_null: text(row, 2)? == "t",
             generated: text(row, 3)? == "t",
         });

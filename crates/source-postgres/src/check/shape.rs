@@ -109,6 +109,7 @@ pub(super) fn partitions(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (table, entry) in facts.selected().filter(|(_, entry)| entry.kind == RelationKind::PartitionedTable) {
         let count = entry.heaps.len();
+        findings.extend(foreign(table, entry));
         let by_leaf = facts.version < 130_000
             || facts.publication.as_ref().is_some_and(|publication| !publication.via_root);
         if !facts.streams() || !by_leaf {
@@ -140,6 +141,21 @@ pub(super) fn partitions(facts: &Facts) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Partitions whose rows lie elsewhere, and never arrive.
+fn foreign(table: &pgferry_model::Table, entry: &pgferry_postgres::CatalogTable) -> Option<Finding> {
+    let names: Vec<String> = entry.unreadable_partitions.iter().map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| {
+        warn(
+            "tables.partitions",
+            table.name.to_string(),
+            error::NOT_IN_STREAM,
+            format!("partitions in foreign tables are left out: {}", names.join(", ")),
+            "their rows lie on another server, so neither the copy nor the log of this one has them",
+            Cure::advice("carry them with a task of their own, from the server that has the rows"),
+        )
+    })
 }
 
 /// Inheritance children are tables of their own.

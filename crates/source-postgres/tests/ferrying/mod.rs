@@ -177,6 +177,16 @@ impl Live {
         target: &MemoryTarget,
         budget_s: u64,
     ) -> Live {
+        Live::over(source, sync_mode, &target.reopened(), budget_s)
+    }
+
+    /// Over this very handle, with the faults that it has been given.
+    pub(crate) fn over(
+        source: Arc<dyn Source>,
+        sync_mode: SyncMode,
+        target: &MemoryTarget,
+        budget_s: u64,
+    ) -> Live {
         let settings = Settings {
             sync_mode,
             workers: 2,
@@ -186,7 +196,7 @@ impl Live {
             ..Settings::default()
         };
         let (stop, monitor, target) =
-            (CancellationToken::new(), Arc::new(Monitor::default()), Arc::new(target.reopened()));
+            (CancellationToken::new(), Arc::new(Monitor::default()), Arc::new(target.clone()));
         let running = tokio::spawn({
             let (stop, monitor) = (stop.clone(), Arc::clone(&monitor));
             async move { run(&TaskId::new("test"), source, target, &settings, monitor, stop).await }
