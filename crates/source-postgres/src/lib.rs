@@ -16,7 +16,7 @@ pub mod replication;
 mod selection;
 mod snapshot;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -34,7 +34,8 @@ pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOpt
 use control::{PostgresControl, column, position};
 use replication::feedback::Feedback;
 use replication::publication::{Needed, Publication, StreamBegins};
-use replication::stream::{Life, PostgresStream};
+use replication::stream::{PostgresStream, Surroundings};
+use replication::watch::Watch;
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
 use snapshot::export::{Export, Exported};
@@ -138,24 +139,7 @@ impl PostgresSource {
     /// The tables and partitions that have to be published: of those at the start, the ones that still exist. One that was dropped since
     /// has no changes any more, and must not stop the others.
     async fn needed(&self) -> Result<Vec<Needed>> {
-        let mut needed = self.selection().await?.published.clone();
-        let names = needed.iter().flat_map(|one| one.leaves.iter().flatten().chain([&one.name]));
-        let list: Vec<String> =
-            names.map(|name| format!("({})", quote_literal(&publication::qualified(name)))).collect();
-        if list.is_empty() {
-            return Ok(needed);
-        }
-        let sql = format!(
-            "SELECT v.name FROM (VALUES {}) v(name) WHERE pg_catalog.to_regclass(v.name) IS NULL",
-            list.join(", ")
-        );
-        let gone: HashSet<String> = self.control.ask(&sql).await?.into_iter().flatten().flatten().collect();
-        let exists = |name: &TableName| !gone.contains(&publication::qualified(name));
-        needed.retain(|one| exists(&one.name));
-        for leaves in needed.iter_mut().filter_map(|one| one.leaves.as_mut()) {
-            leaves.retain(exists);
-        }
-        Ok(needed)
+        publication::existing(&self.control, &self.selection().await?.published).await
     }
 
     /// Refuses where a table that follows the stream already has left the publication: its changes since are lost.
@@ -369,23 +353,24 @@ impl Source for PostgresSource {
         let timeout = Duration::from_millis(column(&rows, 0, 0)?.parse().unwrap_or(60_000));
         let session = self.start_replication(start.after).await?;
         let source_end = self.log_position("pg_current_wal_insert_lsn").await?;
-        self.control.release().await;
         let transactions = replication::transactions(&self.control.config, selection);
-        let life = Life::new(session.backend_pid(), timeout);
+        let roots =
+            selection.bindings.iter().zip(&selection.tables).map(|((oid, _), table)| (*oid, table.id));
+        let surroundings = Surroundings {
+            control: Arc::clone(&self.control),
+            watch: Watch::start(Arc::clone(&self.control), self.needed().await?),
+            roots: roots.collect(),
+            walsender: session.backend_pid(),
+            timeout,
+        };
+        self.control.release().await;
         let (reader, writer) = session.into_split();
         let feedback = Feedback::start(writer, timeout, start.after);
         Ok(Box::new(PostgresStream::new(
             reader,
             feedback,
             transactions,
-            Arc::clone(&self.control),
-            life,
-            selection
-                .bindings
-                .iter()
-                .zip(&selection.tables)
-                .map(|((oid, _), table)| (*oid, table.id))
-                .collect(),
+            surroundings,
             start.after,
             source_end,
         )))

@@ -465,6 +465,41 @@ async fn a_full_disk_under_the_spool_ends_clearly_and_loses_nothing() -> Result<
     same(&database, &config, &target, "public.t", "SELECT id::text, pad FROM t").await
 }
 
+/// A table that is taken out of the publication while the task runs has no changes any more: it is set aside within a minute, not found
+/// out at the next start. A table that is dropped is no trouble.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_leaves_the_publication_is_set_aside_while_the_task_runs() -> Result<()> {
+    let database =
+        database(15, "CREATE TABLE t(id int PRIMARY KEY); CREATE TABLE u(id int PRIMARY KEY); CREATE TABLE w(id int PRIMARY KEY)").await?;
+    let (config, target) = (config(&database), MemoryTarget::default());
+    let live = Live::start(&config, &target, 0);
+    database.execute("INSERT INTO t VALUES (1); INSERT INTO w VALUES (1)").await?;
+    live.until(|| async { Ok(rows(&config, &target, "public.t").await?.len() == 1) }).await?;
+    database
+        .execute("ALTER PUBLICATION pgferry_test DROP TABLE t; DROP TABLE w; INSERT INTO t VALUES (2)")
+        .await?;
+    let broken = || async {
+        let tables = target.progress().await.tables;
+        let of = |known: &pgferry_model::TableProgress| matches!(known.state, TableState::Broken { .. });
+        Ok(tables
+            .iter()
+            .filter(|known| of(known))
+            .map(|known| known.name.to_string())
+            .eq(["public.t".to_owned()]))
+    };
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    live.until(broken).await?;
+    database.execute("INSERT INTO u VALUES (1)").await?;
+    live.until(|| async { Ok(rows(&config, &target, "public.u").await?.len() == 1) }).await?;
+    let end = live.stop().await?;
+    ensure!(
+        end.set_aside.len() == 1 && end.set_aside[0].code == "source.table_not_in_publication",
+        "{end:?}"
+    );
+    told(end.set_aside[0].error.as_ref().context("an error")?, "source.table_not_in_publication")?;
+    Ok(())
+}
+
 /// One megabyte, mounted for the test.
 struct SmallDisk(tempfile::TempDir);
 

@@ -7,6 +7,7 @@ pub(crate) mod slot;
 pub mod spool;
 pub(crate) mod stream;
 pub mod transaction;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 

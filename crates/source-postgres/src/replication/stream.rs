@@ -22,6 +22,7 @@ use pgferry_postgres::SessionReader;
 
 use super::feedback::Feedback;
 use super::transaction::{Flow, Transactions};
+use super::watch::Watch;
 use crate::control::PostgresControl;
 use crate::decode::protocol_error;
 use crate::decode::relation_cache::Question;
@@ -45,18 +46,24 @@ const COMMIT_POLL: Duration = Duration::from_millis(20);
 const SILENCE_MIN: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(45);
 
-/// How it is noticed that the server's side of the stream is gone although nothing says so.
-pub(crate) struct Life {
-    walsender: i32,
-    silence_max: Duration,
+/// What the stream needs besides its connection: whom to ask, and what to notice.
+pub(crate) struct Surroundings {
+    pub(crate) control: Arc<PostgresControl>,
+    pub(crate) watch: Watch,
+    /// The tables by the OIDs of their relations, for partitions that come later.
+    pub(crate) roots: HashMap<u32, TableId>,
+    /// The server's process at the other end.
+    pub(crate) walsender: i32,
+    /// The server's `wal_sender_timeout`; zero: it has none.
+    pub(crate) timeout: Duration,
 }
 
-impl Life {
-    /// `timeout`: the server's `wal_sender_timeout`; zero: it has none.
-    pub(crate) fn new(walsender: i32, timeout: Duration) -> Life {
-        let silence_max =
-            if timeout.is_zero() { SILENCE_MAX } else { (timeout * 3 / 4).clamp(SILENCE_MIN, SILENCE_MAX) };
-        Life { walsender, silence_max }
+impl Surroundings {
+    fn silence_max(&self) -> Duration {
+        if self.timeout.is_zero() {
+            return SILENCE_MAX;
+        }
+        (self.timeout * 3 / 4).clamp(SILENCE_MIN, SILENCE_MAX)
     }
 }
 
@@ -65,10 +72,7 @@ pub(crate) struct PostgresStream {
     reader: SessionReader,
     feedback: Feedback,
     transactions: Transactions,
-    control: Arc<PostgresControl>,
-    life: Life,
-    /// The tables by the OIDs of their relations, for partitions that come later.
-    roots: HashMap<u32, TableId>,
+    surroundings: Surroundings,
     after: Position,
     source_end: Position,
     last_read_at: Option<Instant>,
@@ -82,9 +86,7 @@ impl PostgresStream {
         reader: SessionReader,
         feedback: Feedback,
         transactions: Transactions,
-        control: Arc<PostgresControl>,
-        life: Life,
-        roots: HashMap<u32, TableId>,
+        surroundings: Surroundings,
         after: Position,
         source_end: Position,
     ) -> Self {
@@ -92,9 +94,7 @@ impl PostgresStream {
             reader,
             feedback,
             transactions,
-            control,
-            life,
-            roots,
+            surroundings,
             after,
             source_end,
             last_read_at: None,
@@ -143,10 +143,16 @@ impl PostgresStream {
                 b'c' | b'C' | b'Z' => return Err(ended()),
                 b'E' => {
                     let failure = self.reader.server_error(frame.body, "the change stream");
-                    return Err(refused::streaming(failure, &self.control.config.replication, self.after));
+                    return Err(refused::streaming(
+                        failure,
+                        &self.surroundings.control.config.replication,
+                        self.after,
+                    ));
                 }
                 b'N' => {
-                    if let Some(failure) = refused::warned(frame.body, &self.control.config.replication) {
+                    if let Some(failure) =
+                        refused::warned(frame.body, &self.surroundings.control.config.replication)
+                    {
                         return Err(failure);
                     }
                 }
@@ -204,13 +210,14 @@ impl PostgresStream {
             "SELECT FROM pg_catalog.pg_locks l WHERE l.locktype = 'transactionid' AND l.granted \
              AND l.transactionid::pg_catalog.text = '{xid}' LIMIT 1"
         );
-        while !self.control.ask(&ending).await?.is_empty() {
+        while !self.surroundings.control.ask(&ending).await?.is_empty() {
             tokio::time::sleep(COMMIT_POLL).await;
         }
         let mut asked = false;
         while let Some(Question::Unknown(described)) = self.transactions.relations().question() {
             let oid = described.oid;
             let rows = self
+                .surroundings
                 .control
                 .ask(&format!(
                     "WITH RECURSIVE up(oid) AS (SELECT {oid}::pg_catalog.oid UNION ALL SELECT i.inhparent FROM up \
@@ -220,14 +227,14 @@ impl PostgresStream {
                 .await?;
             asked = true;
             let parents = rows.iter().filter_map(|row| row.first()?.as_deref()?.parse::<u32>().ok());
-            let root = parents.filter_map(|parent| self.roots.get(&parent)).next().copied();
+            let root = parents.filter_map(|parent| self.surroundings.roots.get(&parent)).next().copied();
             match root {
                 Some(table) => self.transactions.relations().map_leaf(oid, table),
                 None => self.transactions.relations().ignore(oid),
             }
         }
         if asked {
-            self.control.release().await;
+            self.surroundings.control.release().await;
         }
         Ok(())
     }
@@ -236,13 +243,20 @@ impl PostgresStream {
     /// none of ours, or the connection is dead and nobody told. The server knows which: a reader that it no longer hears is ended after
     /// `wal_sender_timeout`. Cancel-safe.
     async fn read(&mut self) -> Result<usize> {
+        let silence_max = self.surroundings.silence_max();
         loop {
-            match tokio::time::timeout(self.life.silence_max, self.reader.read_some()).await {
+            let read = tokio::select! {
+                read = tokio::time::timeout(silence_max, self.reader.read_some()) => read,
+                trouble = self.surroundings.watch.next() => return Err(trouble),
+            };
+            match read {
                 Ok(read) => return read,
                 Err(_) => {
-                    let slot = &self.control.config.replication.slot;
-                    let lives = super::slot::read_by(&self.control, slot, self.life.walsender).await?;
-                    self.control.release().await;
+                    let slot = &self.surroundings.control.config.replication.slot;
+                    let lives =
+                        super::slot::read_by(&self.surroundings.control, slot, self.surroundings.walsender)
+                            .await?;
+                    self.surroundings.control.release().await;
                     if !lives {
                         return Err(ended());
                     }
@@ -277,6 +291,9 @@ impl ChangeStream for PostgresStream {
                 tokio::task::yield_now().await;
             }
             return Ok(filled);
+        }
+        if let Some(trouble) = self.surroundings.watch.take() {
+            return Err(trouble);
         }
         if self.feedback.ended() {
             return Err(ended());

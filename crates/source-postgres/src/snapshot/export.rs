@@ -88,14 +88,14 @@ impl Exported {
         };
         let rows = query(&mut session, &format!("SELECT pg_catalog.{function}()")).await?;
         let seen = column(&rows, 0, 0)?;
-        self.verify_same(seen)?;
+        self.verify_same(&seen)?;
         query(&mut session, "SAVEPOINT chunk").await?;
         Ok(session)
     }
 
-    fn verify_same(&self, seen: String) -> Result<()> {
+    fn verify_same(&self, seen: &str) -> Result<()> {
         let mut first = self.seen.lock();
-        if *first.get_or_insert_with(|| seen.clone()) == seen {
+        if *first.get_or_insert_with(|| seen.to_owned()) == seen {
             Ok(())
         } else {
             Err(error::snapshot_differs())

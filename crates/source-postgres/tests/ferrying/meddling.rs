@@ -59,19 +59,17 @@ impl Moments {
     async fn run(&self, sql: Option<&String>) -> Result<()> {
         let Some(sql) = sql else { return Ok(()) };
         // What blocks is seen, and does not hang the test.
-        for statement in std::iter::once("SET lock_timeout = '5s'").chain(sql.split(";;")) {
+        for statement in sql.split(";;") {
             let client = self.database.client().await.map_err(failed)?;
-            client
-                .batch_execute("SET lock_timeout = '5s'")
-                .await
-                .map_err(|failure| failed(failure.into()))?;
-            client.batch_execute(statement).await.map_err(|failure| failed(failure.into()))?;
+            client.batch_execute("SET lock_timeout = '5s'").await.map_err(failed)?;
+            client.batch_execute(statement).await.map_err(failed)?;
         }
         Ok(())
     }
 }
 
-fn failed(failure: anyhow::Error) -> Error {
+fn failed(failure: impl Into<anyhow::Error>) -> Error {
+    let failure: anyhow::Error = failure.into();
     Error::task_broken(pgferry_source_postgres::error::PROTOCOL, format!("the test's own SQL: {failure:#}"))
 }
 
