@@ -13,7 +13,9 @@ mod stream;
 mod tls;
 mod url;
 
-pub use catalog::{CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables};
+pub use catalog::{
+    CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables, read_tables_as_of,
+};
 pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
 pub use error::{server_error, sqlstate};
 pub use read_ahead::{ReadAhead, ReadAheadThread};

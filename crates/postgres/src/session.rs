@@ -209,9 +209,10 @@ impl Session {
             .simple_query(
                 "SET statement_timeout = 0; SHOW server_version_num; \
                  SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; \
-                 SET bytea_output = 'hex'; SET search_path = pg_catalog; SET row_security = off; SET lock_timeout = 0; \
+                 SET bytea_output = 'hex'; SET search_path = ''; SET row_security = off; SET lock_timeout = 0; \
                  SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on; SET xmloption = content; \
-                 SET quote_all_identifiers = off; \
+                 SET quote_all_identifiers = off; SET lc_monetary = 'C'; SET default_transaction_read_only = off; \
+                 SET default_transaction_isolation = 'read committed'; SET xmlbinary = base64; \
                  SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
                  WHERE name IN ('idle_session_timeout', 'transaction_timeout')",
             )

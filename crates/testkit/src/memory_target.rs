@@ -42,6 +42,8 @@ pub enum Fault {
     Before(Class),
     /// The call's work is done, its answer is an error.
     After(Class),
+    /// The call takes so long.
+    Slow(std::time::Duration),
 }
 
 /// The target. Clones share the content.
@@ -311,6 +313,9 @@ impl Target for MemoryTarget {
         };
         let fault = self.faults.lock().await.iter().find(|(at, _)| *at == nth).map(|&(_, fault)| fault);
         let failure = |class| Error::new(BROKEN_PROMISE, class, "a scripted fault");
+        if let Some(Fault::Slow(time)) = fault {
+            tokio::time::sleep(time).await;
+        }
         if let Some(Fault::Before(class)) = fault {
             *self.slices.lock().await = None;
             return Err(failure(class));
