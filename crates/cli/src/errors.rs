@@ -7,6 +7,7 @@ use pgferry_task::spec::Faults;
 use serde_json::{Value, json};
 
 use crate::exit_code::ExitCode;
+use crate::place::Place;
 
 /// A question needs an answer that nobody can give.
 pub(crate) const NOT_CONFIRMED: Code = Code::new("cli.not_confirmed");
@@ -22,15 +23,15 @@ pub(crate) const UNKNOWN_NAME: Code = Code::new("cli.unknown_name");
 /// Why a command ended without its result.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// An error of the program.
-    Error(Error),
+    /// An error, and the task that it came from.
+    Error(Error, Place),
     /// Faults of the task file.
     Faults(Faults),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure::Error(error)
+        Failure::Error(error, Place::default())
     }
 }
 
@@ -41,10 +42,19 @@ impl From<Faults> for Failure {
 }
 
 impl Failure {
+    /// The same failure, where an error's place was not known before.
+    #[must_use]
+    pub(crate) fn at(self, place: Place) -> Failure {
+        match self {
+            Failure::Error(error, _) => Failure::Error(error, place),
+            faults @ Failure::Faults(_) => faults,
+        }
+    }
+
     /// How the program ends with it.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Error(error) => ExitCode::of_error(error),
+            Failure::Error(error, _) => ExitCode::of_error(error),
             Failure::Faults(_) => ExitCode::Usage,
         }
     }
@@ -52,7 +62,7 @@ impl Failure {
     /// The problem in one line.
     pub(crate) fn problem(&self) -> String {
         match self {
-            Failure::Error(error) => error.problem().to_owned(),
+            Failure::Error(error, _) => error.problem().to_owned(),
             Failure::Faults(faults) => faults.to_string(),
         }
     }
@@ -60,7 +70,7 @@ impl Failure {
     /// As part of a JSON envelope.
     pub(crate) fn json(&self) -> Value {
         match self {
-            Failure::Error(error) => error_json(error),
+            Failure::Error(error, place) => error_json(error, place),
             Failure::Faults(faults) => faults_json(faults),
         }
     }
@@ -68,7 +78,7 @@ impl Failure {
     /// As text for a terminal.
     pub(crate) fn text(&self, paint: &Paint) -> String {
         match self {
-            Failure::Error(error) => error_text(error, paint),
+            Failure::Error(error, place) => error_text(error, place, paint),
             Failure::Faults(faults) => faults_text(faults, paint),
         }
     }
@@ -110,7 +120,7 @@ impl Paint {
 }
 
 /// An error in lines, the last without a line break.
-pub(crate) fn error_text(error: &Error, paint: &Paint) -> String {
+pub(crate) fn error_text(error: &Error, place: &Place, paint: &Paint) -> String {
     let code = error.code().as_str();
     let mut text = format!("{} {}", paint.bad(&format!("error[{code}]:")), error.problem());
     if let Some(table) = error.table().filter(|table| !error.problem().contains(&table.to_string())) {
@@ -120,21 +130,17 @@ pub(crate) fn error_text(error: &Error, paint: &Paint) -> String {
         let _ = write!(text, "\n  cause: {cause}");
     }
     if let Some(cure) = error.cure() {
-        let _ = write!(text, "\n  {}", cure_text(cure, "  ", "cure: "));
+        let _ = write!(text, "\n  {}", cure_text(cure, place, "  "));
     }
     let _ = write!(text, "\n  {}", paint.faint(&format!("more:  pgferry explain {code}")));
     text
 }
 
 /// A cure in lines; those after the first are indented.
-pub(crate) fn cure_text(cure: &Cure, indent: &str, label: &str) -> String {
-    let mut text = String::new();
-    if !cure.advice.is_empty() {
-        let _ = write!(text, "{label}{}", cure.advice);
-    }
+pub(crate) fn cure_text(cure: &Cure, place: &Place, indent: &str) -> String {
+    let mut text = format!("cure: {}", cure.advice);
     let mut line = |line: &str| {
-        let start = if text.is_empty() { String::new() } else { format!("\n{indent}") };
-        let _ = write!(text, "{start}{line}");
+        let _ = write!(text, "\n{indent}{line}");
     };
     if !cure.sql.is_empty() {
         let who = cure.run_as.as_ref().map(|who| format!("run as {who}"));
@@ -148,7 +154,7 @@ pub(crate) fn cure_text(cure: &Cure, indent: &str, label: &str) -> String {
             line(&format!("  {statement};"));
         }
     }
-    for shell in &cure.lines {
+    for shell in cure.lines.iter().chain(&place.commands(cure)) {
         line(&format!("  {shell}"));
     }
     text
@@ -179,7 +185,7 @@ fn faults_text(faults: &Faults, paint: &Paint) -> String {
 }
 
 /// A finding in lines, the last without a line break.
-pub(crate) fn finding_text(finding: &Finding, paint: &Paint) -> String {
+pub(crate) fn finding_text(finding: &Finding, place: &Place, paint: &Paint) -> String {
     let sign = match finding.outcome {
         Outcome::Passed => paint.good("✓"),
         Outcome::Warning => paint.warning("⚠"),
@@ -190,25 +196,25 @@ pub(crate) fn finding_text(finding: &Finding, paint: &Paint) -> String {
         let _ = write!(text, "\n      {}", paint.faint(cause));
     }
     if let Some(cure) = &finding.cure {
-        let _ = write!(text, "\n      {}", cure_text(cure, "      ", "cure: "));
+        let _ = write!(text, "\n      {}", cure_text(cure, place, "      "));
     }
     text
 }
 
 /// An error for programs.
-pub(crate) fn error_json(error: &Error) -> Value {
+pub(crate) fn error_json(error: &Error, place: &Place) -> Value {
     json!({
         "code": error.code().as_str(),
         "problem": error.problem(),
         "cause": error.cause(),
         "table": error.table().map(ToString::to_string),
         "retryable": error.class() == Class::Transient,
-        "cure": error.cure().map(cure_json),
+        "cure": error.cure().map(|cure| cure_json(cure, place)),
     })
 }
 
 /// A finding for programs.
-pub(crate) fn finding_json(finding: &Finding) -> Value {
+pub(crate) fn finding_json(finding: &Finding, place: &Place) -> Value {
     json!({
         "check": finding.check,
         "subject": finding.subject,
@@ -220,11 +226,12 @@ pub(crate) fn finding_json(finding: &Finding) -> Value {
         "code": finding.code.map(Code::as_str),
         "detail": finding.detail,
         "cause": finding.cause,
-        "cure": finding.cure.as_ref().map(cure_json),
+        "cure": finding.cure.as_ref().map(|cure| cure_json(cure, place)),
     })
 }
 
-fn cure_json(cure: &Cure) -> Value {
+/// A cure for programs.
+pub(crate) fn cure_json(cure: &Cure, place: &Place) -> Value {
     json!({
         "advice": cure.advice,
         "sql": cure.sql,
@@ -235,6 +242,7 @@ fn cure_json(cure: &Cure) -> Value {
             Restart::Server => "server",
         },
         "lines": cure.lines,
+        "commands": place.commands(cure),
     })
 }
 

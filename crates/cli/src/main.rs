@@ -13,6 +13,7 @@ mod exit_code;
 mod figures;
 mod logs;
 mod output;
+mod place;
 mod progress;
 mod signals;
 

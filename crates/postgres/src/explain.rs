@@ -73,7 +73,7 @@ fn no_replication_role(place: &Place) -> Error {
         .with_cause("it is neither a superuser nor has it the attribute REPLICATION")
         .with_cure(
             Cure::advice(format!(
-                "give it the attribute; it counts at the next connection. On Amazon RDS: GRANT rds_replication TO {user}"
+                "give it the attribute; it counts at the next connection. On Amazon RDS: GRANT rds_replication TO {user};"
             ))
             .sql(format!("ALTER ROLE {user} WITH REPLICATION"))
             .run_as("superuser"),
@@ -253,7 +253,7 @@ fn pooler(place: &Place) -> Error {
     .with_cause("the change stream needs a connection of its own to the server; a pooler shares connections")
     .with_cure(
         Cure::advice(
-            "use the server's own host and port: for Supabase db.<ref>.supabase.co, for Neon the host without -pooler",
+            "use the server's own host and port, mostly 5432: for Supabase db.<ref>.supabase.co, for Neon the host without -pooler",
         )
         .line("port = 5432"),
     )

@@ -66,8 +66,9 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
     )
     .with_cause("values are never changed to make them fit")
     .with_cure(
-        Cure::advice("carry the column as text, then copy the table again: add the line to its entry under [[tasks.NAME.tables]]")
-            .line(format!("columns.{column} = {{ type = \"string\" }}")),
+        Cure::advice("carry the column as text: add the line to the table's entry under [[tasks.NAME.tables]], then copy the table again")
+            .line(format!("columns.{column} = {{ type = \"string\" }}"))
+            .resync_table(table),
     )
 }
 
@@ -75,7 +76,7 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
 pub(crate) fn table_gone(table: &TableName, name: &TableName) -> Error {
     Error::table_broken(TABLE_GONE, table.clone(), format!("table {name} was dropped from the DuckDB file"))
         .with_cause("the task had made it, and changes since its copy would have nowhere to go")
-        .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {table}")))
+        .with_cure(Cure::advice("stop the task, copy the table again, start it").resync_table(table))
 }
 
 /// Another process has raised the epoch.

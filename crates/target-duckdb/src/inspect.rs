@@ -11,7 +11,7 @@ use arrow::datatypes::{
 };
 use async_trait::async_trait;
 use pgferry_model::{Error, Result, Table};
-use pgferry_pipeline::error::WORKER_LOST;
+use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Inspect, TextRow};
 
 use crate::DuckdbTarget;
@@ -58,7 +58,7 @@ impl Inspect for DuckdbTarget {
 }
 
 fn lost_thread(lost: tokio::task::JoinError) -> Error {
-    Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result").with_origin(lost)
+    worker_lost("a thread of the DuckDB target ended without a result").with_origin(lost)
 }
 
 fn read_sorted(connection: &duckdb::Connection, statement: &str, order: &[usize]) -> Result<Vec<TextRow>> {

@@ -9,7 +9,7 @@ use pgferry_model::{
     CellFormat, Class, Column, Cure, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity,
     Table, TableName, TableState, TaskId,
 };
-use pgferry_pipeline::error::{SCHEMA_CHANGE_BLOCKED, WORKER_LOST};
+use pgferry_pipeline::error::{SCHEMA_CHANGE_BLOCKED, worker_lost};
 use pgferry_pipeline::{
     ChangeForm, ChunkRows, ColumnMapping, CopyMark, IfTargetExists, Inspect, Receipt, SchemaChange,
     TableChanges, TablePlan, Target, Wants, failpoint,
@@ -76,8 +76,7 @@ impl DuckdbTarget {
         let target = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&target)).await;
         done.unwrap_or_else(|lost| {
-            Err(Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result")
-                .with_origin(lost))
+            Err(worker_lost("a thread of the DuckDB target ended without a result").with_origin(lost))
         })
     }
 

@@ -396,9 +396,9 @@ impl Work<'_> {
             ),
         )
         .with_cause("rows of the DuckDB table were deleted or changed by something else")
-        .with_cure(pgferry_model::Cure::advice(format!(
-            "copy the table again: pgferry resync FILE --table {table}"
-        )))
+        .with_cure(
+            pgferry_model::Cure::advice("stop the task, copy the table again, start it").resync_table(table),
+        )
     }
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use pgferry_model::{Error, Result};
-use pgferry_pipeline::error::WORKER_LOST;
+use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Source, Target};
 use pgferry_source_postgres as source_postgres;
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
@@ -90,8 +90,8 @@ async fn duckdb_target(connection: &DuckdbConnection, task: &TaskSpec) -> Result
     }
     // Opening a file waits for the disk.
     let connecting = tokio::task::spawn_blocking(move || DuckdbTarget::connect(config));
-    let target = connecting.await.map_err(|lost| {
-        Error::transient(WORKER_LOST, "opening the DuckDB file was cut off").with_origin(lost)
-    })??;
+    let target = connecting
+        .await
+        .map_err(|lost| worker_lost("opening the DuckDB file was cut off").with_origin(lost))??;
     Ok(Arc::new(target))
 }

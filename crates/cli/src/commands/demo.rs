@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgferry_model::{Cure, Error, Position};
+use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Monitor, Phase, RunEnd};
 use pgferry_task::build::{Built, build};
 use pgferry_task::demo::{self, DemoServer, FILE_EXISTS, NOT_CAUGHT_UP, Proof, Traffic};
@@ -198,11 +199,9 @@ async fn end_early(
 
 /// The run's end and its position; a table that was set aside is the demo's failure.
 async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<Option<Position>, Failure> {
-    let end = run.await.map_err(|lost| {
-        let error =
-            Error::task_broken(pgferry_pipeline::error::WORKER_LOST, "the task ended without a result");
-        Failure::from(error.with_origin(lost))
-    })??;
+    let end = run
+        .await
+        .map_err(|lost| Failure::from(worker_lost("the task ended without a result").with_origin(lost)))??;
     match end.set_aside.into_iter().find_map(|aside| aside.error) {
         Some(error) => Err(error.into()),
         None => Ok(end.position),

@@ -7,16 +7,19 @@ use serde_json::{Value, json};
 
 use super::Ended;
 use crate::arguments::FileAndTasks;
+use crate::errors::Failure;
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, count, plural, table};
 use crate::output::Output;
+use crate::place::Place;
 
 pub(super) async fn run(selection: &FileAndTasks, output: &Output) -> Ended {
     let spec = spec::read_file(&selection.file)?;
     let mut results = Vec::new();
     let mut changes = 0;
     for task in select(&spec, &selection.tasks)? {
-        let planned = plan(&spec, task).await?;
+        let planned =
+            plan(&spec, task).await.map_err(|failure| Failure::from(failure).at(Place::task(&spec, task)))?;
         changes += u64::from(planned.changes());
         output.data(&text(&planned, output));
         results.push(json(&planned));

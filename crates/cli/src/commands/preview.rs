@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 
 use super::Ended;
 use crate::arguments::PreviewArguments;
-use crate::errors::UNKNOWN_NAME;
+use crate::errors::{Failure, UNKNOWN_NAME};
 use crate::exit_code::ExitCode;
 use crate::figures::{plural, table};
 use crate::output::Output;
+use crate::place::Place;
 
 /// Characters of a value that are shown; programs get all of it.
 const CELL_CHARACTERS_MAX: usize = 40;
@@ -26,7 +27,8 @@ pub(super) async fn run(arguments: &PreviewArguments, output: &Output) -> Ended 
     };
     let mut results = Vec::new();
     for task in select(&spec, &arguments.selection.tasks)? {
-        for table in preview(&spec, task, only.as_ref(), arguments.rows).await? {
+        let at = |failure| Failure::from(failure).at(Place::task(&spec, task));
+        for table in preview(&spec, task, only.as_ref(), arguments.rows).await.map_err(at)? {
             output.data(&text(&table, output));
             results.push(json(task.id.as_str(), &table));
         }

@@ -1,5 +1,7 @@
 //! `pgferry resync`: forgets what the target holds of tables, after it has said which and why; the next run copies them again.
 
+use std::path::Path;
+
 use pgferry_model::{Cure, Error, TableName, TableState};
 use pgferry_task::build::select;
 use pgferry_task::resync::{HeldTable, Resync, forget, look};
@@ -9,10 +11,11 @@ use serde_json::{Value, json};
 
 use super::Ended;
 use crate::arguments::ResyncArguments;
-use crate::errors::UNKNOWN_NAME;
+use crate::errors::{Failure, UNKNOWN_NAME};
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, plural, table};
 use crate::output::Output;
+use crate::place::{Place, shell_path, shell_word};
 
 pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     let spec = spec::read_file(&arguments.selection.file)?;
@@ -22,7 +25,8 @@ pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     }
     let mut found = Vec::new();
     for task in select(&spec, &arguments.selection.tasks)? {
-        let resync = look(&spec, task, &wanted).await?;
+        let at = |failure| Failure::from(failure).at(Place::task(&spec, task));
+        let resync = look(&spec, task, &wanted).await.map_err(at)?;
         found.push((task, resync));
     }
     let nowhere = |name: &&TableName| found.iter().all(|(_, resync)| resync.unknown.contains(name));
@@ -38,10 +42,11 @@ pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     }
     let mut results = Vec::new();
     for (task, resync) in &found {
-        forget(&spec, task, resync).await?;
+        let at = |failure| Failure::from(failure).at(Place::task(&spec, task));
+        forget(&spec, task, resync).await.map_err(at)?;
         results.push(json(resync));
     }
-    let next = next(&arguments.selection.file.display().to_string(), &arguments.selection.tasks);
+    let next = next(&arguments.selection.file, &arguments.selection.tasks);
     let copied = if count == 1 { "the next run copies it" } else { "the next run copies them" };
     let summary = format!("{} will be copied again; {copied}:\n  {next}", plural(count, "table"));
     output.data(&summary);
@@ -49,9 +54,9 @@ pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     Ok(ExitCode::Success)
 }
 
-fn next(file: &str, tasks: &[String]) -> String {
-    let tasks: String = tasks.iter().map(|task| format!(" --task {task}")).collect();
-    format!("pgferry run {file}{tasks}")
+fn next(file: &Path, tasks: &[String]) -> String {
+    let tasks: String = tasks.iter().map(|task| format!(" --task {}", shell_word(task))).collect();
+    format!("pgferry run {}{tasks}", shell_path(file))
 }
 
 fn unknown(name: &str) -> Error {
