@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use pgferry_model::{Class, Code, Cure, Error, Finding, Outcome, Restart};
+use pgferry_pipeline::error::RETRIES_EXHAUSTED;
 use pgferry_task::spec::Faults;
 use serde_json::{Value, json};
 
@@ -119,6 +120,18 @@ impl Paint {
     }
 }
 
+/// The error that another one wraps, as the end of retries does.
+pub(crate) fn behind(error: &Error) -> Option<&Error> {
+    let mut next = std::error::Error::source(error);
+    while let Some(origin) = next {
+        if let Some(found) = origin.downcast_ref::<Error>() {
+            return (found.code() != error.code()).then_some(found);
+        }
+        next = origin.source();
+    }
+    None
+}
+
 /// An error in lines, the last without a line break.
 pub(crate) fn error_text(error: &Error, place: &Place, paint: &Paint) -> String {
     let code = error.code().as_str();
@@ -132,7 +145,11 @@ pub(crate) fn error_text(error: &Error, place: &Place, paint: &Paint) -> String 
     if let Some(cure) = error.cure() {
         let _ = write!(text, "\n  {}", cure_text(cure, place, "  "));
     }
-    let _ = write!(text, "\n  {}", paint.faint(&format!("more:  pgferry explain {code}")));
+    let mut more = format!("more:  pgferry explain {code}");
+    if code == RETRIES_EXHAUSTED.as_str() {
+        more.extend(behind(error).map(|behind| format!(", pgferry explain {}", behind.code())));
+    }
+    let _ = write!(text, "\n  {}", paint.faint(&more));
     text
 }
 
@@ -205,6 +222,7 @@ pub(crate) fn finding_text(finding: &Finding, place: &Place, paint: &Paint) -> S
 pub(crate) fn error_json(error: &Error, place: &Place) -> Value {
     json!({
         "code": error.code().as_str(),
+        "behind": behind(error).map(|behind| behind.code().as_str()),
         "problem": error.problem(),
         "cause": error.cause(),
         "table": error.table().map(ToString::to_string),

@@ -1,6 +1,9 @@
 //! The exit codes, and which error ends with which. Scripts depend on them: they do not change.
 
 use pgferry_model::{Error, Finding, Outcome};
+use pgferry_pipeline::error::RETRIES_EXHAUSTED;
+
+use crate::errors::behind;
 
 /// How the program ends. Of several, the worst is told: environment, usage, checks, the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +69,8 @@ impl ExitCode {
 
     /// The one of an error.
     pub(crate) fn of_error(error: &Error) -> ExitCode {
-        ExitCode::of_code(error.code().as_str())
+        let told = if error.code() == RETRIES_EXHAUSTED { behind(error).unwrap_or(error) } else { error };
+        ExitCode::of_code(told.code().as_str())
     }
 
     /// The one of a check's findings.
