@@ -189,6 +189,8 @@ async fn e10_slot_creation_blocked() {
     let scene = Scene::on(server(ServerOptions::new(15)).await).await;
     let blocker = scene.database.client().await.unwrap();
     blocker.batch_execute("BEGIN; INSERT INTO items VALUES (9, 9)").await.unwrap();
+    // A transaction that is open for a moment only is no finding.
+    tokio::time::sleep(Duration::from_secs(6)).await;
     let told = scene.check_finds("source.slot_creation_blocked");
     let mut running = scene.running();
     until(&scene.database, "SELECT count(*) = 1 FROM pg_replication_slots").await;

@@ -267,6 +267,24 @@ pub(crate) fn standby_wal_level() -> Error {
         ))
 }
 
+/// A standby below PostgreSQL 16.
+pub(crate) fn standby_cannot_decode() -> Error {
+    Error::task_broken(STANDBY, "the server is a standby and cannot decode its log")
+        .with_cause("standbys decode from PostgreSQL 16 on")
+        .with_cure(Cure::advice("connect to the primary: its host and port in the task file's connection"))
+}
+
+/// A standby would have to write.
+pub(crate) fn standby_read_only(statement: &str) -> Error {
+    Error::task_broken(STANDBY, "the server is a standby: it cannot make or complete the publication")
+        .with_cause("a standby is read-only; its publications are the primary's")
+        .with_cure(
+            Cure::advice("run the statement on the primary")
+                .sql(statement)
+                .run_as("owner of the tables, on the primary"),
+        )
+}
+
 /// The publication does not exist, nor does the slot.
 pub(crate) fn publication_missing(replication: &Replication, statement: &str) -> Error {
     Error::task_broken(PUBLICATION_MISSING, format!("publication {} does not exist", replication.publication))

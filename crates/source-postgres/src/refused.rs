@@ -47,6 +47,8 @@ pub(crate) async fn creating(control: &PostgresControl, failure: Error, name: &s
     match state.as_str() {
         "53400" => error::slots_exhausted(&inactive_slots(control).await).with_origin(failure),
         "55000" if message.contains("wal_level") => wal_level(control).await.with_origin(failure),
+        // Below 16: "logical decoding cannot be used while in recovery".
+        "0A000" if message.contains("recovery") => error::standby_cannot_decode().with_origin(failure),
         "42710" => error::slot_exists(name).with_origin(failure),
         "42501" => error::no_replication_role(&control.config.connection.user).with_origin(failure),
         _ => failure,
