@@ -127,7 +127,9 @@ impl Output {
         if !self.may_ask {
             let cure = Cure::advice("add --yes when that is what you want");
             let problem = format!("not done without a yes: {question}");
-            return Err(Error::task_broken(NOT_CONFIRMED, problem).with_cure(cure).into());
+            let cause =
+                "it cannot be undone, and nobody can be asked here: no terminal, --json or --no-input";
+            return Err(Error::task_broken(NOT_CONFIRMED, problem).with_cause(cause).with_cure(cure).into());
         }
         let _ = write!(io::stderr().lock(), "{question} [y/N] ");
         let mut answer = String::new();

@@ -50,11 +50,11 @@ pub(crate) fn explain(failure: ServerError, doing: &str, place: &Place, sql: &st
         state if state.starts_with("57P") => unavailable(doing, &failure),
         state => {
             let problem = format!("{doing}: the server refused ({state}): {}", failure.shown_message());
-            let error = Error::new(STATEMENT, failure.class(), problem);
-            match failure.hint.as_deref().filter(|_| !matches!(state.get(..2), Some("22" | "23"))) {
-                Some(hint) => error.with_cure(Cure::advice(hint)),
-                None => error,
-            }
+            let hint = failure.hint.as_deref().filter(|_| !matches!(state.get(..2), Some("22" | "23")));
+            let advice = hint.unwrap_or(
+                "see the server's log for the statement; PostgreSQL's appendix \"Error Codes\" tells what the SQLSTATE means",
+            );
+            Error::new(STATEMENT, failure.class(), problem).with_cure(Cure::advice(advice))
         }
     };
     error.with_origin(failure)

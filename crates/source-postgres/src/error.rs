@@ -360,6 +360,7 @@ pub(crate) fn row_security(table: &TableName, user: &str) -> Error {
 /// A condition that the server refuses.
 pub(crate) fn snapshot_where(table: &TableName, condition: &str) -> Error {
     Error::task_broken(SNAPSHOT_WHERE, format!("the condition snapshot_where of {table} is not valid"))
+        .with_cause("the server refuses a query with it")
         .with_cure(
             Cure::advice("correct snapshot_where in the task file; the statement tries it (functions outside pg_catalog need their schema)")
                 .sql(format!("EXPLAIN SELECT * FROM {} WHERE {condition}", qualified(table))),

@@ -119,9 +119,11 @@ impl Session {
 }
 
 fn unusable(doing: &str) -> Error {
-    Error::task_broken(FILE, format!("{doing}: it is not a DuckDB file that can be written")).with_cure(Cure::advice(
-        "the folder has to exist and be writable; a file of another program, or of a newer DuckDB, cannot be used",
-    ))
+    Error::task_broken(FILE, format!("{doing}: it is not a DuckDB file that can be written"))
+        .with_cause("its folder is missing, this user may not write there, or the file is another program's or a newer DuckDB's")
+        .with_cure(Cure::advice(
+            "make the folder, let this user write to it, or name another file: path of the connection in the task file",
+        ))
 }
 
 fn settings(config: &DuckdbConfig) -> duckdb::Result<Config> {

@@ -31,6 +31,11 @@ pub const OUT_OF_MEMORY: Code = Code::new("target.out_of_memory");
 /// DuckDB refused a statement.
 pub const STATEMENT: Code = Code::new("target.statement_refused");
 
+/// What to do about a mistake of our own.
+pub(crate) fn mistake() -> Cure {
+    Cure::advice("report it with the log and the table's definition: a mistake in pgferry, not in your data")
+}
+
 /// An error of DuckDB while doing something.
 pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
     let text = failure.to_string();
@@ -51,8 +56,11 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
             .with_cure(Cure::advice("raise memory_limit of the DuckDB connection"))
     } else if has("Conflict on") || has("TransactionContext Error: Conflict") || has("write-write conflict") {
         Error::new(STATEMENT, Class::Transient, problem("a conflict with another transaction"))
+            .with_cure(Cure::advice("it is tried again; let nothing else write the tables of a task"))
     } else {
-        Error::task_broken(STATEMENT, problem("DuckDB refused a statement"))
+        Error::task_broken(STATEMENT, problem("DuckDB refused a statement")).with_cure(Cure::advice(
+            "where the cause names a table that something else altered, copy that table again; else report it with the log",
+        ))
     };
     error.with_origin(failure)
 }
@@ -82,5 +90,8 @@ pub(crate) fn table_gone(table: &TableName, name: &TableName) -> Error {
 /// Another process has raised the epoch.
 pub(crate) fn fenced() -> Error {
     Error::task_broken(FENCED, "another process runs this task: nothing of this one is written any more")
+        .with_cause(
+            "the other one was started later and has taken the task over, so that no row is written twice",
+        )
         .with_cure(Cure::advice("let one process run a task; stop one of the two"))
 }

@@ -10,7 +10,7 @@ use arrow::datatypes::{
     DataType as ArrowType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, UInt32Type,
 };
 use async_trait::async_trait;
-use pgferry_model::{Error, Result, Table};
+use pgferry_model::{Cure, Error, Result, Table};
 use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Inspect, TextRow};
 
@@ -138,7 +138,11 @@ fn text(array: &dyn Array, row: usize) -> Result<Option<String>> {
         None => Err(Error::task_broken(
             STATEMENT,
             format!("a column of type {} cannot be shown as PostgreSQL's text", array.data_type()),
-        )),
+        )
+        .with_cause("something else than this task has made or altered the table")
+        .with_cure(Cure::advice(
+            "leave the table out, or have the task make it: if_target_exists = \"replace\"",
+        ))),
     }
 }
 

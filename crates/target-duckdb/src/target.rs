@@ -124,6 +124,7 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     if is_view(connection, &name)? {
         let problem = format!("the DuckDB file has a view {name}, not a table");
         return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
+            .with_cause("rows can be written to a table only")
             .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
     }
     let found = existing(connection, &name)?;
@@ -226,9 +227,12 @@ fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> 
 }
 
 fn table_exists(table: &Table, name: &str) -> Error {
-    Error::table_broken(TABLE_EXISTS, table.name.clone(), format!("the DuckDB file has a table {name} already")).with_cure(
+    Error::table_broken(TABLE_EXISTS, table.name.clone(), format!("the DuckDB file has a table {name} already"))
+        .with_cause("this task did not make it, so its rows may be somebody else's")
+        .with_cure(
         Cure::advice("say what to do with it, in the table's entry of the task file: append, truncate or replace; or give the target another name")
-            .line("if_target_exists = \"replace\""),
+            .line("if_target_exists = \"replace\"")
+            .resync_table(&table.name),
     )
 }
 
@@ -450,7 +454,11 @@ impl Target for DuckdbTarget {
             SCHEMA_CHANGE_BLOCKED,
             table.clone(),
             format!("the columns of {table} changed"),
-        ))
+        )
+        .with_cause(
+            "rows that are there already may lack the new values, so the change is not applied by itself",
+        )
+        .with_cure(Cure::advice("stop the task, copy the table again, start it").resync_table(table)))
     }
 
     async fn check(&self, plans: &[TablePlan]) -> Result<Vec<Finding>> {

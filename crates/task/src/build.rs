@@ -37,7 +37,9 @@ pub fn select<'a>(spec: &'a Spec, names: &[String]) -> Result<Vec<&'a TaskSpec>>
         let known: Vec<&str> = spec.tasks.iter().map(|task| task.id.as_str()).collect();
         let problem = format!("{} has no task `{name}`", spec.file.display());
         let cure = Cure::advice(format!("its tasks are: {}", known.join(", ")));
-        return Err(Error::task_broken(UNKNOWN_TASK, problem).with_cure(cure));
+        return Err(Error::task_broken(UNKNOWN_TASK, problem)
+            .with_cause("a task's name is what stands after `tasks.` in its section")
+            .with_cure(cure));
     }
     let wanted = |task: &&TaskSpec| names.is_empty() || names.iter().any(|name| name == task.id.as_str());
     Ok(spec.tasks.iter().filter(wanted).collect())

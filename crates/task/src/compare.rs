@@ -92,9 +92,12 @@ fn add(prints: &mut Vec<u128>, print: &Fingerprint, row: &[Option<String>], tabl
     if prints.len() >= ROWS_MAX {
         let problem =
             format!("{} has more than {ROWS_MAX} rows, which a comparison takes at most", table.name);
-        return Err(Error::task_broken(TOO_LARGE, problem).with_table(table.name.clone()).with_cure(
-            Cure::advice("compare the number of rows, or parts of the table by a query of your own"),
-        ));
+        return Err(Error::task_broken(TOO_LARGE, problem)
+            .with_table(table.name.clone())
+            .with_cause("16 bytes of each row are held in memory, twice")
+            .with_cure(Cure::advice(
+                "compare the number of rows, or parts of the table by a query of your own",
+            )));
     }
     prints.push(print.of(row));
     Ok(())

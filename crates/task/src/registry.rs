@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use pgferry_model::{Error, Result};
+use pgferry_model::{Cure, Error, Result};
 use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Source, Target};
 use pgferry_source_postgres as source_postgres;
@@ -44,6 +44,12 @@ fn no_such(role: &str, name: &str, found: Option<&Connection>) -> Error {
         None => format!("there is no connection `{name}`"),
     };
     Error::task_broken(CONFLICT, problem)
+        .with_cause(format!(
+            "sources are of kind {}, targets of kind {}",
+            SOURCE_KINDS.join(", "),
+            TARGET_KINDS.join(", ")
+        ))
+        .with_cure(Cure::advice(format!("name another connection as the task's {role}")))
 }
 
 fn postgres_source(connection: &PostgresConnection, task: &TaskSpec) -> Result<PostgresSourceConfig> {

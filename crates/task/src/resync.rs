@@ -143,6 +143,7 @@ fn copies_nothing(task: &TaskSpec) -> Error {
         CONFLICT,
         format!("task {} copies no tables (sync_mode = \"cdc_only\"), so none can be copied again", task.id),
     )
+    .with_cause("it carries changes only; the rows from before came by another way")
     .with_cure(
         Cure::advice(
             "let it copy, in the task file, then resync again; the rows that the target holds are replaced",

@@ -23,6 +23,7 @@ use crate::errors::Failure;
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, count, duration, table};
 use crate::output::Output;
+use crate::place::shell_path;
 use crate::progress::{Progress, Shown};
 use crate::signals::stop_on_signals;
 
@@ -141,7 +142,7 @@ async fn catch_up(
     if !reached {
         let problem =
             format!("the target did not reach the source's end within {}", duration(CATCH_UP_LIMIT));
-        return Err(Error::task_broken(NOT_CAUGHT_UP, problem).into());
+        return Err(not_caught_up(problem).into());
     }
     Ok(Some((end.unwrap_or_default(), changes(&ferry.monitor))))
 }
@@ -194,7 +195,16 @@ async fn end_early(
     if stop.is_cancelled() {
         return Ok(None);
     }
-    Err(Error::task_broken(NOT_CAUGHT_UP, "the task ended before the demo did").into())
+    Err(not_caught_up("the task ended before the demo did").into())
+}
+
+fn not_caught_up(problem: impl Into<String>) -> Error {
+    Error::task_broken(NOT_CAUGHT_UP, problem)
+        .with_cause("this machine is too busy for the demo, or pgferry made a mistake")
+        .with_cure(
+            Cure::advice("try again when the machine is idle, with a log; report it if it comes back")
+                .line("pgferry demo --yes -vv"),
+        )
 }
 
 /// The run's end and its position; a table that was set aside is the demo's failure.
@@ -213,12 +223,13 @@ fn make_room(file: &Path, output: &Output) -> Result<(), Failure> {
         return Ok(());
     }
     let refused = |cause: Option<std::io::Error>| {
-        let cure = Cure::advice("name another file with --output, or replace it with --yes");
+        let cure = Cure::advice("name another file with --output, or replace it with --yes")
+            .line(format!("pgferry demo --output {} --yes", shell_path(file)));
         let error =
             Error::task_broken(FILE_EXISTS, format!("{} is there already", file.display())).with_cure(cure);
         Failure::from(match cause {
             Some(cause) => error.with_origin(cause),
-            None => error,
+            None => error.with_cause("the demo never overwrites a file without a yes"),
         })
     };
     let replace = output.confirm(&format!("{} is there already; replace it?", file.display()));

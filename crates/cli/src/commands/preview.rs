@@ -44,7 +44,9 @@ pub(super) async fn run(arguments: &PreviewArguments, output: &Output) -> Ended 
 
 fn unknown(name: &str) -> Error {
     let cure = Cure::advice("leave --table out to see every table that the tasks select");
-    Error::task_broken(UNKNOWN_NAME, format!("no task selects a table `{name}`")).with_cure(cure)
+    Error::task_broken(UNKNOWN_NAME, format!("no task selects a table `{name}`"))
+        .with_cause("it is mistyped (upper and lower case count), or include and tables of the task file leave it out")
+        .with_cure(cure)
 }
 
 fn fidelity(fidelity: Fidelity) -> &'static str {

@@ -61,7 +61,9 @@ fn next(file: &Path, tasks: &[String]) -> String {
 
 fn unknown(name: &str) -> Error {
     let cure = Cure::advice("leave --table out to see every table that can be copied again");
-    Error::task_broken(UNKNOWN_NAME, format!("no task holds a table `{name}` in its target")).with_cure(cure)
+    Error::task_broken(UNKNOWN_NAME, format!("no task holds a table `{name}` in its target"))
+        .with_cause("it is mistyped (upper and lower case count), or no run has copied it yet")
+        .with_cure(cure)
 }
 
 fn question<'a>(count: u64, resyncs: impl Iterator<Item = &'a Resync>) -> String {

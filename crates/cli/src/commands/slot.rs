@@ -75,7 +75,11 @@ fn server<'a>(spec: &'a Spec, name: &str) -> Result<&'a PostgresConnection, Fail
             spec.connections.values().filter_map(postgres).map(|server| server.name.as_str()).collect();
         let cure = Cure::advice(format!("its PostgreSQL connections are: {}", names.join(", ")));
         let problem = format!("{} has no PostgreSQL connection `{name}`", spec.file.display());
-        Failure::from(Error::task_broken(UNKNOWN_NAME, problem).with_cure(cure))
+        Failure::from(
+            Error::task_broken(UNKNOWN_NAME, problem)
+                .with_cause("slots belong to a server, which is named by its connection in the task file")
+                .with_cure(cure),
+        )
     })
 }
 
