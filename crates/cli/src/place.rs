@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pgferry_model::{Cure, TableName, TaskCommand};
+use pgferry_model::{Cure, TableName, TaskCommand, shell_word};
 use pgferry_task::spec::{Spec, TaskSpec};
 
 /// Where an error came from. Without a file the commands read the default one.
@@ -62,15 +62,6 @@ impl Place {
 pub(crate) fn shell_path(path: &Path) -> String {
     let text = path.to_string_lossy();
     if text.starts_with('-') { shell_word(&format!("./{text}")) } else { shell_word(&text) }
-}
-
-/// A text as one word of a POSIX shell.
-pub(crate) fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// A table's name as `--table` reads it: parts with a dot or a quote stand in quotes.

@@ -95,6 +95,15 @@ pub struct Cure {
     pub commands: Vec<TaskCommand>,
 }
 
+/// A text as one word of a POSIX shell.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 impl Cure {
     /// A cure that is a sentence only.
     pub fn advice(text: impl Into<String>) -> Self {
@@ -127,6 +136,13 @@ impl Cure {
     pub fn line(mut self, line: impl Into<String>) -> Self {
         self.lines.push(line.into());
         self
+    }
+
+    /// Adds a line for a shell: a command whose last word is a path or a name.
+    #[must_use]
+    pub fn shell(self, command: &str, last: &str) -> Self {
+        let line = format!("{command} {}", shell_word(last));
+        self.line(line)
     }
 
     /// Adds a command on the task that the error came from.

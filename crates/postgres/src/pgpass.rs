@@ -45,7 +45,7 @@ fn find_in(path: &Path, config: &ConnectionConfig) -> Result<Option<Secret>> {
         return Err(unusable(path, "can be read by others")
             .with_cause("its mode gives rights to group or others, and libpq would ignore it, too")
             .with_cure(
-                Cure::advice("let its owner alone read it").line(format!("chmod 0600 {}", path.display())),
+                Cure::advice("let its owner alone read it").shell("chmod 0600", &path.to_string_lossy()),
             ));
     }
     let text =

@@ -172,8 +172,7 @@ fn unknown_host(host: &str) -> Error {
     Error::transient(UNREACHABLE, format!("the host name {host:?} is not known"))
         .with_cause("the name service has no address for it")
         .with_cure(
-            Cure::advice("correct the name, or try it on this machine as below")
-                .line(format!("getent hosts {host}")),
+            Cure::advice("correct the name, or try it on this machine as below").shell("getent hosts", host),
         )
 }
 

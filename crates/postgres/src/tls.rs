@@ -67,8 +67,8 @@ pub(crate) fn client(tls: &TlsConfig, mode: SslMode) -> Result<Client> {
                 setting(format!("the key does not belong to the certificate {}", certificate.display()))
                     .with_cure(
                         Cure::advice("name the two that were made together; these lines print the same text for a pair")
-                            .line(format!("openssl x509 -noout -pubkey -in {}", certificate.display()))
-                            .line(format!("openssl pkey -pubout -in {}", key_file.display())),
+                            .shell("openssl x509 -noout -pubkey -in", &certificate.to_string_lossy())
+                            .shell("openssl pkey -pubout -in", &key_file.to_string_lossy()),
                     )
                     .with_origin(failure)
             })?
@@ -138,7 +138,7 @@ fn trust(path: Option<&Path>) -> Result<Trust> {
             setting(format!("{} holds a certificate that cannot be trusted", path.display()))
                 .with_cure(
                     Cure::advice("name the authority's own certificate; this shows what the file holds")
-                        .line(format!("openssl x509 -noout -subject -issuer -dates -in {}", path.display())),
+                        .shell("openssl x509 -noout -subject -issuer -dates -in", &path.to_string_lossy()),
                 )
                 .with_origin(failure)
         })?;
@@ -259,7 +259,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         setting(format!("the file {} cannot be read", path.display()))
             .with_cure(
                 Cure::advice("correct its path (it is relative to the task file), or let this user read it")
-                    .line(format!("ls -l {}", path.display())),
+                    .shell("ls -l", &path.to_string_lossy()),
             )
             .with_origin(failure)
     };
@@ -296,7 +296,9 @@ fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'sta
     if fs::metadata(path).is_ok_and(|metadata| others_may_read(&metadata)) {
         return Err(setting(format!("the key {shown} can be read by others"))
             .with_cause("its mode gives rights to group or others; a key that others know proves nothing")
-            .with_cure(Cure::advice("let its owner alone read it").line(format!("chmod 0600 {shown}"))));
+            .with_cure(
+                Cure::advice("let its owner alone read it").shell("chmod 0600", &path.to_string_lossy()),
+            ));
     }
     let words = String::from_utf8_lossy(&text);
     if words.contains("Proc-Type: 4,ENCRYPTED") {
@@ -304,7 +306,7 @@ fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'sta
             .with_cause("it is encrypted as PEM (Proc-Type), which is weak; PKCS#8 is supported")
             .with_cure(
                 Cure::advice("convert it to PKCS#8")
-                    .line(format!("openssl pkcs8 -topk8 -in {shown} -out client.key")),
+                    .shell("openssl pkcs8 -topk8 -out client.key -in", &path.to_string_lossy()),
             ));
     }
     if words.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {

@@ -75,9 +75,15 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
     .with_cause("values are never changed to make them fit")
     .with_cure(
         Cure::advice("carry the column as text: add the line to the table's entry under [[tasks.NAME.tables]], then copy the table again")
-            .line(format!("columns.{column} = {{ type = \"string\" }}"))
+            .line(format!("columns.{} = {{ type = \"string\" }}", toml_key(column)))
             .resync_table(table),
     )
+}
+
+/// A name as a key of the task file.
+fn toml_key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }
 
 /// A table that the task has made is not there any more.

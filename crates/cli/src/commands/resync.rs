@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pgferry_model::{Cure, Error, TableName, TableState};
+use pgferry_model::{Cure, Error, TableName, TableState, shell_word};
 use pgferry_task::build::select;
 use pgferry_task::resync::{HeldTable, Resync, forget, look};
 use pgferry_task::spec;
@@ -15,7 +15,7 @@ use crate::errors::{Failure, UNKNOWN_NAME};
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, plural, table};
 use crate::output::Output;
-use crate::place::{Place, shell_path, shell_word};
+use crate::place::{Place, shell_path};
 
 pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     let spec = spec::read_file(&arguments.selection.file)?;
