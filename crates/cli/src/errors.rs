@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use pgferry_model::{Class, Code, Cure, Error, Finding, Outcome, Restart};
 use pgferry_pipeline::error::RETRIES_EXHAUSTED;
-use pgferry_task::spec::Faults;
+use pgferry_task::spec::{CONFLICT, Fault, Faults, MISSING_KEY, SYNTAX, UNSUPPORTED};
 use serde_json::{Value, json};
 
 use crate::exit_code::ExitCode;
@@ -189,9 +189,7 @@ fn faults_text(faults: &Faults, paint: &Paint) -> String {
         } else {
             let _ = writeln!(text, "  at {place}, {}", fault.path);
         }
-        if let Some(cure) = &fault.cure {
-            let _ = writeln!(text, "  cure: {cure}");
-        }
+        let _ = writeln!(text, "  cure: {}", fault_cure(fault));
     }
     let mut codes: Vec<&str> = faults.faults.iter().map(|fault| fault.code.as_str()).collect();
     codes.sort_unstable();
@@ -201,6 +199,19 @@ fn faults_text(faults: &Faults, paint: &Paint) -> String {
     text
 }
 
+/// What to do about a fault; its problem names the cause.
+fn fault_cure(fault: &Fault) -> &str {
+    fault.cure.as_deref().unwrap_or(match fault.code {
+        SYNTAX => {
+            "correct the line; `pgferry validate` with the file reads it again without connecting anywhere"
+        }
+        MISSING_KEY => "add the key; `pgferry init` writes a file that has them all",
+        CONFLICT => "keep one of the two, or correct the name",
+        UNSUPPORTED => "take it out: this build cannot do it",
+        _ => "write the value in the form that the problem names",
+    })
+}
+
 /// A finding in lines, the last without a line break.
 pub(crate) fn finding_text(finding: &Finding, place: &Place, paint: &Paint) -> String {
     let sign = match finding.outcome {
@@ -208,7 +219,10 @@ pub(crate) fn finding_text(finding: &Finding, place: &Place, paint: &Paint) -> S
         Outcome::Warning => paint.warning("⚠"),
         Outcome::Failed => paint.bad("✗"),
     };
-    let mut text = format!("{sign} {:<24} {}: {}", finding.check, finding.subject, finding.detail);
+    let mut text = format!("{sign} {:<25} {}: {}", finding.check, finding.subject, finding.detail);
+    if let Some(code) = finding.code.filter(|_| finding.outcome != Outcome::Passed) {
+        let _ = write!(text, " {}", paint.faint(&format!("[{code}]")));
+    }
     if let Some(cause) = &finding.cause {
         let _ = write!(text, "\n      {}", paint.faint(cause));
     }
@@ -265,10 +279,10 @@ pub(crate) fn cure_json(cure: &Cure, place: &Place) -> Value {
 }
 
 fn faults_json(faults: &Faults) -> Value {
-    let fault = |fault: &pgferry_task::spec::Fault| {
+    let fault = |fault: &Fault| {
         json!({
             "code": fault.code.as_str(), "line": fault.line, "path": fault.path,
-            "problem": fault.problem, "cure": fault.cure,
+            "problem": fault.problem, "cure": fault_cure(fault),
         })
     };
     json!({

@@ -60,7 +60,11 @@ impl ExitCode {
         match code {
             "source.slot_active" | "slot.in_use" | "target.locked" | "target.fenced" => ExitCode::Conflict,
             "compare.different" => ExitCode::ChecksFailed,
-            "demo.no_server" | "config.secret_missing" | "source.hba_rejected" => ExitCode::Environment,
+            "demo.no_server"
+            | "config.secret_missing"
+            | "source.hba_rejected"
+            | "target.file"
+            | "cli.file_unwritable" => ExitCode::Environment,
             _ if code.starts_with("config.") || code.starts_with("cli.") => ExitCode::Usage,
             _ if code.starts_with("connection.") => ExitCode::Environment,
             _ => ExitCode::Failure,

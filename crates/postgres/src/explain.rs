@@ -143,8 +143,8 @@ fn authentication(failure: &ServerError, place: &Place) -> Error {
         )
     };
     let cure = if failure.sqlstate == "28P01" {
-        Cure::advice(format!("{advice}: \\password {user} in psql sends it without showing it"))
-            .run_as("superuser")
+        Cure::advice(format!("{advice}: as superuser in psql, the line sends it without showing it"))
+            .line(format!("\\password {user}"))
     } else {
         let literal = quote_literal(&place.user);
         Cure::advice(advice)

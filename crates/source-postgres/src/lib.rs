@@ -314,6 +314,12 @@ impl Source for PostgresSource {
         }
     }
 
+    async fn chunks_estimated(&self, table: &Table) -> Result<Option<usize>> {
+        let selection = self.selection().await?;
+        let extent = selection.extents.get(&table.id);
+        Ok(extent.map(|extent| snapshot::plan::split(&extent.heaps, self.control.config.workers).len()))
+    }
+
     async fn check(&self) -> Result<Vec<Finding>> {
         check::check(&self.control).await
     }

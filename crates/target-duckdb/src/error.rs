@@ -42,8 +42,7 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
     let has = |part: &str| text.contains(part);
     let problem = |what: &str| format!("{doing}: {what}");
     let error = if has("Could not set lock on file") || has("Conflicting lock") {
-        Error::task_broken(LOCKED, problem("another process has the DuckDB file open"))
-            .with_cure(Cure::advice("close the process that the cause names; DuckDB lets one process write a file, and readers wait meanwhile"))
+        locked(problem("another process has the DuckDB file open"), &text)
     } else if has("No space left") {
         Error::task_broken(DISK_FULL, problem("the disk is full"))
             .with_cure(Cure::advice("make room, then start the task again: it goes on where it stopped"))
@@ -63,6 +62,18 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
         ))
     };
     error.with_origin(failure)
+}
+
+/// DuckDB's text names the process: `Conflicting lock is held in /usr/bin/duckdb (PID 4711). See also ...`.
+fn locked(problem: String, text: &str) -> Error {
+    let holder = text.split_once("lock is held in ").and_then(|(_, rest)| rest.split_once(". See"));
+    let error = Error::task_broken(LOCKED, problem).with_cure(Cure::advice(
+        "end the process that the cause names, or wait for its end: DuckDB lets one process write a file, and nobody read it meanwhile",
+    ));
+    match holder {
+        Some((holder, _)) => error.with_cause(format!("{holder} has it open")),
+        None => error,
+    }
 }
 
 /// A value that its column cannot hold.

@@ -114,17 +114,18 @@ pub async fn session(config: &ConnectionConfig) -> Result<Session> {
 
 /// A secret's text. Never logged; the error names the place only.
 pub fn reveal(source: &SecretSource, place: &str) -> Result<String> {
-    let missing = |what: String, cure: String| {
+    let missing = |what: String, cure: Cure| {
         Error::task_broken(SECRET_MISSING, format!("{place}: {what}"))
             .with_cause("the task file names where the secret is, so that it holds none itself")
-            .with_cure(Cure::advice(cure))
+            .with_cure(cure)
     };
     match source {
         SecretSource::Plain(text) => Ok(text.clone()),
         SecretSource::Env(name) => std::env::var(name).map_err(|_| {
             missing(
                 format!("the environment variable {name} is not set"),
-                format!("set {name} before the start"),
+                Cure::advice("set it in the environment that pgferry starts in; in bash and zsh the line asks for it without showing it")
+                    .line(format!("read -rs {name} && export {name}")),
             )
         }),
         SecretSource::File(path) => {
@@ -139,7 +140,7 @@ pub fn reveal(source: &SecretSource, place: &str) -> Result<String> {
             let text = text.map_err(|why| {
                 missing(
                     format!("the file {path} {why}"),
-                    "write the secret into that file, readable for this user".into(),
+                    Cure::advice("write the secret into that file, readable for this user alone").shell("ls -l", path),
                 )
             })?;
             let text = text.strip_suffix('\n').unwrap_or(&text);

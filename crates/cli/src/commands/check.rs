@@ -10,6 +10,7 @@ use super::Ended;
 use crate::arguments::FileAndTasks;
 use crate::errors::{finding_json, finding_text};
 use crate::exit_code::ExitCode;
+use crate::figures::plural;
 use crate::output::Output;
 use crate::place::Place;
 
@@ -30,7 +31,7 @@ pub(super) async fn run(selection: &FileAndTasks, output: &Output) -> Ended {
         results.push(json(&checked, &place));
     }
     let [passed, warnings, failed] = counts;
-    let summary = format!("{passed} passed · {warnings} warnings · {failed} failed");
+    let summary = format!("{passed} passed · {} · {failed} failed", plural(warnings as u64, "warning"));
     output.data(&format!("\nSummary: {summary}"));
     output.result(code == ExitCode::Success, &summary, &Value::Array(results));
     Ok(code)

@@ -18,8 +18,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Ended;
+use super::preview::shown;
 use crate::arguments::DemoArguments;
-use crate::errors::Failure;
+use crate::errors::{FILE_UNWRITABLE, Failure};
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, count, duration, table};
 use crate::output::Output;
@@ -219,6 +220,15 @@ async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<Option<Positio
 }
 
 fn make_room(file: &Path, output: &Output) -> Result<(), Failure> {
+    if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
+        let error = Error::task_broken(FILE_UNWRITABLE, format!("cannot write {}", file.display()))
+            .with_cause(format!("the folder {} does not exist", folder.display()))
+            .with_cure(
+                Cure::advice("make the folder, or name another file with --output")
+                    .shell("mkdir -p", &folder.to_string_lossy()),
+            );
+        return Err(error.into());
+    }
     if !file.exists() {
         return Ok(());
     }
@@ -267,7 +277,20 @@ fn proof_text(proof: &Proof, file: &Path, output: &Output) -> String {
         let verdict = match sides.equal() {
             true => "equal".to_owned(),
             false => {
-                format!("{} only in PostgreSQL, {} only in DuckDB", sides.only_source, sides.only_target)
+                let keys = |keys: &[String]| match keys {
+                    [] => String::new(),
+                    keys => format!(
+                        " ({})",
+                        keys.iter().map(|key| shown(Some(key))).collect::<Vec<_>>().join(", ")
+                    ),
+                };
+                format!(
+                    "{} only in PostgreSQL{}, {} only in DuckDB{}",
+                    sides.only_source,
+                    keys(&sides.keys_source),
+                    sides.only_target,
+                    keys(&sides.keys_target)
+                )
             }
         };
         vec![name.to_string(), count(sides.source_rows), count(sides.target_rows), verdict]
@@ -298,6 +321,7 @@ fn result_json(carried: &Carried, proof: &Proof) -> Value {
         json!({
             "table": name.to_string(), "equal": sides.equal(), "source_rows": sides.source_rows,
             "target_rows": sides.target_rows, "only_source": sides.only_source, "only_target": sides.only_target,
+            "keys_source": sides.keys_source, "keys_target": sides.keys_target,
         })
     };
     json!({

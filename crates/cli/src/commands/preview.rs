@@ -89,7 +89,7 @@ fn text(previewed: &Previewed, output: &Output) -> String {
 }
 
 /// A value on one line, without control characters that a terminal would act on.
-fn shown(cell: Option<&str>) -> String {
+pub(super) fn shown(cell: Option<&str>) -> String {
     let Some(cell) = cell else { return "NULL".to_owned() };
     let mut text: String =
         cell.chars().take(CELL_CHARACTERS_MAX).map(|c| if c.is_control() { '·' } else { c }).collect();
