@@ -119,21 +119,24 @@ async fn e06_slot_active() {
     let mut reader = Command::new("/usr/lib/postgresql/15/bin/pg_recvlogical");
     reader.args([
         "--start",
+        "--status-interval=0",
         "--no-loop",
         "--file=-",
         "--option=proto_version=1",
         "--option=publication_names=ferry",
     ]);
     reader.arg(format!("--slot={slot}")).arg(format!("--dbname={}", scene.database.url()));
-    let mut reader =
+    let reader =
         Running(reader.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     until(&scene.database, &format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'"))
         .await;
+    // From here on it confirms nothing: the slot stays where the target is.
+    assert!(Command::new("kill").args(["-STOP", &reader.0.id().to_string()]).status().unwrap().success());
     scene.check_finds("source.slot_active");
     let told = scene.run_fails("source.slot_active");
     assert!(told.text("problem").contains("pg_recvlogical"), "{told:?} does not say who");
     scene.paste(&told, Into::Nowhere).await;
-    reader.ended();
+    drop(reader);
     scene.run();
     scene.check_passes();
 }
