@@ -65,6 +65,7 @@ impl ExitCode {
             | "source.hba_rejected"
             | "target.file"
             | "cli.file_unwritable" => ExitCode::Environment,
+            "slot.unknown" => ExitCode::Usage,
             _ if code.starts_with("config.") || code.starts_with("cli.") => ExitCode::Usage,
             _ if code.starts_with("connection.") => ExitCode::Environment,
             _ => ExitCode::Failure,

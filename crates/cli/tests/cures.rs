@@ -410,4 +410,24 @@ async fn e20_standby() {
     assert!(told.advice().contains("primary"), "{told:?}");
     scene.write(&format!("url = \"{}\"", scene.database.url()), "");
     scene.run();
+
+    let primary = server(ServerOptions::new(18)).await;
+    let scene = Scene::on(primary.clone()).await;
+    let standby = primary.standby(&[]).await.unwrap();
+    standby.catch_up_with(&primary).await.unwrap();
+    scene.write(&format!("url = \"{}\"", standby.url(scene.database.name())), "");
+    scene.check_finds("source.standby");
+    let told = scene.run_fails("source.standby");
+    // The statement is for the primary, as the cure says.
+    assert!(told.0["cure"]["run_as"].as_str().unwrap().contains("primary"), "{told:?}");
+    scene.paste(&told, Into::Nowhere).await;
+    standby.catch_up_with(&primary).await.unwrap();
+    let mut running = scene.running();
+    while running.0.try_wait().unwrap().is_none() {
+        // A standby makes a slot when it has replayed which transactions run; an idle primary says so now and then only.
+        scene.sql("SELECT pg_log_standby_snapshot(); UPDATE items SET n = n + 1").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(running.ended(), Some(0));
+    scene.check_passes();
 }

@@ -68,7 +68,7 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
 fn locked(problem: String, text: &str) -> Error {
     let holder = text.split_once("lock is held in ").and_then(|(_, rest)| rest.split_once(". See"));
     let error = Error::task_broken(LOCKED, problem).with_cure(Cure::advice(
-        "end the process that the cause names, or wait for its end: DuckDB lets one process write a file, and nobody read it meanwhile",
+        "end the process that the cause names, or wait for its end: DuckDB lets one process write a file, and no other read it meanwhile",
     ));
     match holder {
         Some((holder, _)) => error.with_cause(format!("{holder} has it open")),

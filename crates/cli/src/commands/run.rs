@@ -141,7 +141,10 @@ fn earlier_text(aside: &SetAside, place: &Place, paint: &Paint) -> String {
     let label = paint.bad(&format!("error[{}]:", aside.code));
     let more = paint.faint(&format!("more:  pgferry explain {}", aside.code));
     let cure = cure_text(&earlier_cure(aside), place, "      ");
-    format!("{label} {} (in an earlier run)\n      {cure}\n      {more}", aside.problem)
+    format!(
+        "{label} {} (in an earlier run)\n      cause: the run that met it set the table aside; the others go on\n      {cure}\n      {more}",
+        aside.problem
+    )
 }
 
 fn earlier_cure(aside: &SetAside) -> Cure {
