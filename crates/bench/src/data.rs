@@ -47,10 +47,10 @@ pub(crate) async fn make_wide(database: &Database, rows: u64) -> Result<()> {
     database
         .execute(&format!(
             "CREATE TABLE wide (id bigint PRIMARY KEY{columns}); \
-             INSERT INTO wide SELECT i{values} FROM generate_series(1::bigint, {rows}) AS i; \
-             VACUUM (FREEZE, ANALYZE) wide"
+             INSERT INTO wide SELECT i{values} FROM generate_series(1::bigint, {rows}) AS i"
         ))
-        .await
+        .await?;
+    database.execute("VACUUM (FREEZE, ANALYZE) wide").await
 }
 
 /// Makes `accounts` with that many rows.
@@ -58,10 +58,10 @@ pub(crate) async fn make_accounts(database: &Database, rows: u64) -> Result<()> 
     database
         .execute(&format!(
             "CREATE TABLE accounts (aid integer PRIMARY KEY, bid integer, abalance integer, filler char(84)); \
-             INSERT INTO accounts SELECT i, i / 100000, 0, '' FROM generate_series(1, {rows}) AS i; \
-             VACUUM (FREEZE, ANALYZE) accounts"
+             INSERT INTO accounts SELECT i, i / 100000, 0, '' FROM generate_series(1, {rows}) AS i"
         ))
-        .await
+        .await?;
+    database.execute("VACUUM (FREEZE, ANALYZE) accounts").await
 }
 
 /// A section of the backlog.
@@ -109,18 +109,18 @@ pub(crate) async fn write_section(database: &Database, section: &Section, scale:
     let changes = scaled(section.changes, scale);
     let batches = |statement: String| {
         format!(
-            "DO $$ BEGIN FOR first IN 1..{changes} BY {TRANSACTION_ROWS} LOOP {statement}; COMMIT; END LOOP; END $$"
+            "DO $$ BEGIN FOR low IN 1..{changes} BY {TRANSACTION_ROWS} LOOP {statement}; COMMIT; END LOOP; END $$"
         )
     };
-    let last = format!("first + {}", TRANSACTION_ROWS - 1);
+    let last = format!("low + {}", TRANSACTION_ROWS - 1);
     let statement = match section.name {
         "narrow-inserts" => batches(format!(
-            "INSERT INTO narrow SELECT i, i * 3, 'row ' || i FROM generate_series(first, {last}) AS i"
+            "INSERT INTO narrow SELECT i, i * 3, 'row ' || i FROM generate_series(low, {last}) AS i"
         )),
         "wide-inserts" => {
             let values = wide_values();
             batches(format!(
-                "INSERT INTO wide SELECT i{values} FROM generate_series(first::bigint, {last}) AS i"
+                "INSERT INTO wide SELECT i{values} FROM generate_series(low::bigint, {last}) AS i"
             ))
         }
         "single-rows" => {
@@ -131,7 +131,7 @@ pub(crate) async fn write_section(database: &Database, section: &Section, scale:
             )
         }
         "large-update" => format!("UPDATE accounts SET abalance = abalance + 1 WHERE aid <= {changes}"),
-        _ => batches(format!("DELETE FROM narrow WHERE id BETWEEN first AND {last}")),
+        _ => batches(format!("DELETE FROM narrow WHERE id BETWEEN low AND {last}")),
     };
     database.execute(&statement).await
 }

@@ -16,6 +16,7 @@ use crate::arguments::RunArguments;
 use crate::errors::{Failure, Paint, cure_json, cure_text, error_json, error_text};
 use crate::exit_code::ExitCode;
 use crate::figures::{count, duration, plural};
+use crate::metrics;
 use crate::output::Output;
 use crate::place::Place;
 use crate::progress::{Progress, Shown};
@@ -45,6 +46,9 @@ pub(super) async fn run(arguments: &RunArguments, output: &Arc<Output>) -> Ended
         built.push((place, task));
     }
     let started = Instant::now();
+    if let Some(address) = arguments.metrics {
+        metrics::serve(address)?;
+    }
     let finished = ferry(built, output, &stop).await;
     let mut code = ExitCode::Success;
     let mut results = Vec::new();
@@ -69,6 +73,8 @@ async fn ferry(tasks: Vec<(Place, Built)>, output: &Arc<Output>, stop: &Cancella
         let run = tokio::spawn(run_one(task, Arc::clone(&monitor), stop.clone()));
         running.push((name, place, monitor, run));
     }
+    let measured =
+        metrics::watch(shown.iter().map(|shown| (shown.task.clone(), Arc::clone(&shown.monitor))).collect());
     let progress = Progress::start(output, shown);
     let mut finished = Vec::new();
     for (task, place, monitor, run) in running {
@@ -81,7 +87,7 @@ async fn ferry(tasks: Vec<(Place, Built)>, output: &Arc<Output>, stop: &Cancella
         }
         finished.push(Finished { task, place, monitor, end });
     }
-    drop(progress);
+    drop((progress, measured));
     finished
 }
 
