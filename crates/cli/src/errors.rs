@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 
 use pgferry_model::{Class, Code, Cure, Error, Finding, Outcome, Restart};
-use pgferry_task::spec::Faults;
+use pgferry_pipeline::error::RETRIES_EXHAUSTED;
+use pgferry_task::spec::{CONFLICT, Fault, Faults, MISSING_KEY, SYNTAX, UNSUPPORTED};
 use serde_json::{Value, json};
 
 use crate::exit_code::ExitCode;
+use crate::place::Place;
 
 /// A question needs an answer that nobody can give.
 pub(crate) const NOT_CONFIRMED: Code = Code::new("cli.not_confirmed");
@@ -24,15 +26,15 @@ pub(crate) const UNKNOWN_NAME: Code = Code::new("cli.unknown_name");
 /// Why a command ended without its result.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// An error of the program.
-    Error(Error),
+    /// An error, and the task that it came from.
+    Error(Error, Place),
     /// Faults of the task file.
     Faults(Faults),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure::Error(error)
+        Failure::Error(error, Place::default())
     }
 }
 
@@ -43,10 +45,19 @@ impl From<Faults> for Failure {
 }
 
 impl Failure {
+    /// The same failure, where an error's place was not known before.
+    #[must_use]
+    pub(crate) fn at(self, place: Place) -> Failure {
+        match self {
+            Failure::Error(error, _) => Failure::Error(error, place),
+            faults @ Failure::Faults(_) => faults,
+        }
+    }
+
     /// How the program ends with it.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Error(error) => ExitCode::of_error(error),
+            Failure::Error(error, _) => ExitCode::of_error(error),
             Failure::Faults(_) => ExitCode::Usage,
         }
     }
@@ -54,7 +65,7 @@ impl Failure {
     /// The problem in one line.
     pub(crate) fn problem(&self) -> String {
         match self {
-            Failure::Error(error) => error.problem().to_owned(),
+            Failure::Error(error, _) => error.problem().to_owned(),
             Failure::Faults(faults) => faults.to_string(),
         }
     }
@@ -62,7 +73,7 @@ impl Failure {
     /// As part of a JSON envelope.
     pub(crate) fn json(&self) -> Value {
         match self {
-            Failure::Error(error) => error_json(error),
+            Failure::Error(error, place) => error_json(error, place),
             Failure::Faults(faults) => faults_json(faults),
         }
     }
@@ -70,7 +81,7 @@ impl Failure {
     /// As text for a terminal.
     pub(crate) fn text(&self, paint: &Paint) -> String {
         match self {
-            Failure::Error(error) => error_text(error, paint),
+            Failure::Error(error, place) => error_text(error, place, paint),
             Failure::Faults(faults) => faults_text(faults, paint),
         }
     }
@@ -111,8 +122,20 @@ impl Paint {
     }
 }
 
+/// The error that another one wraps, as the end of retries does.
+pub(crate) fn behind(error: &Error) -> Option<&Error> {
+    let mut next = std::error::Error::source(error);
+    while let Some(origin) = next {
+        if let Some(found) = origin.downcast_ref::<Error>() {
+            return (found.code() != error.code()).then_some(found);
+        }
+        next = origin.source();
+    }
+    None
+}
+
 /// An error in lines, the last without a line break.
-pub(crate) fn error_text(error: &Error, paint: &Paint) -> String {
+pub(crate) fn error_text(error: &Error, place: &Place, paint: &Paint) -> String {
     let code = error.code().as_str();
     let mut text = format!("{} {}", paint.bad(&format!("error[{code}]:")), error.problem());
     if let Some(table) = error.table().filter(|table| !error.problem().contains(&table.to_string())) {
@@ -122,21 +145,21 @@ pub(crate) fn error_text(error: &Error, paint: &Paint) -> String {
         let _ = write!(text, "\n  cause: {cause}");
     }
     if let Some(cure) = error.cure() {
-        let _ = write!(text, "\n  {}", cure_text(cure, "  ", "cure: "));
+        let _ = write!(text, "\n  {}", cure_text(cure, place, "  "));
     }
-    let _ = write!(text, "\n  {}", paint.faint(&format!("more:  pgferry explain {code}")));
+    let mut more = format!("more:  pgferry explain {code}");
+    if code == RETRIES_EXHAUSTED.as_str() {
+        more.extend(behind(error).map(|behind| format!(", pgferry explain {}", behind.code())));
+    }
+    let _ = write!(text, "\n  {}", paint.faint(&more));
     text
 }
 
 /// A cure in lines; those after the first are indented.
-pub(crate) fn cure_text(cure: &Cure, indent: &str, label: &str) -> String {
-    let mut text = String::new();
-    if !cure.advice.is_empty() {
-        let _ = write!(text, "{label}{}", cure.advice);
-    }
+pub(crate) fn cure_text(cure: &Cure, place: &Place, indent: &str) -> String {
+    let mut text = format!("cure: {}", cure.advice);
     let mut line = |line: &str| {
-        let start = if text.is_empty() { String::new() } else { format!("\n{indent}") };
-        let _ = write!(text, "{start}{line}");
+        let _ = write!(text, "\n{indent}{line}");
     };
     if !cure.sql.is_empty() {
         let who = cure.run_as.as_ref().map(|who| format!("run as {who}"));
@@ -150,7 +173,7 @@ pub(crate) fn cure_text(cure: &Cure, indent: &str, label: &str) -> String {
             line(&format!("  {statement};"));
         }
     }
-    for shell in &cure.lines {
+    for shell in cure.lines.iter().chain(&place.commands(cure)) {
         line(&format!("  {shell}"));
     }
     text
@@ -168,9 +191,7 @@ fn faults_text(faults: &Faults, paint: &Paint) -> String {
         } else {
             let _ = writeln!(text, "  at {place}, {}", fault.path);
         }
-        if let Some(cure) = &fault.cure {
-            let _ = writeln!(text, "  cure: {cure}");
-        }
+        let _ = writeln!(text, "  cure: {}", fault_cure(fault));
     }
     let mut codes: Vec<&str> = faults.faults.iter().map(|fault| fault.code.as_str()).collect();
     codes.sort_unstable();
@@ -180,37 +201,54 @@ fn faults_text(faults: &Faults, paint: &Paint) -> String {
     text
 }
 
+/// What to do about a fault; its problem names the cause.
+fn fault_cure(fault: &Fault) -> &str {
+    fault.cure.as_deref().unwrap_or(match fault.code {
+        SYNTAX => {
+            "correct the line; `pgferry validate` with the file reads it again without connecting anywhere"
+        }
+        MISSING_KEY => "add the key; `pgferry init` writes a file that has them all",
+        CONFLICT => "keep one of the two, or correct the name",
+        UNSUPPORTED => "take it out: this build cannot do it",
+        _ => "write the value in the form that the problem names",
+    })
+}
+
 /// A finding in lines, the last without a line break.
-pub(crate) fn finding_text(finding: &Finding, paint: &Paint) -> String {
+pub(crate) fn finding_text(finding: &Finding, place: &Place, paint: &Paint) -> String {
     let sign = match finding.outcome {
         Outcome::Passed => paint.good("✓"),
         Outcome::Warning => paint.warning("⚠"),
         Outcome::Failed => paint.bad("✗"),
     };
-    let mut text = format!("{sign} {:<24} {}: {}", finding.check, finding.subject, finding.detail);
+    let mut text = format!("{sign} {:<25} {}: {}", finding.check, finding.subject, finding.detail);
+    if let Some(code) = finding.code.filter(|_| finding.outcome != Outcome::Passed) {
+        let _ = write!(text, " {}", paint.faint(&format!("[{code}]")));
+    }
     if let Some(cause) = &finding.cause {
         let _ = write!(text, "\n      {}", paint.faint(cause));
     }
     if let Some(cure) = &finding.cure {
-        let _ = write!(text, "\n      {}", cure_text(cure, "      ", "cure: "));
+        let _ = write!(text, "\n      {}", cure_text(cure, place, "      "));
     }
     text
 }
 
 /// An error for programs.
-pub(crate) fn error_json(error: &Error) -> Value {
+pub(crate) fn error_json(error: &Error, place: &Place) -> Value {
     json!({
         "code": error.code().as_str(),
+        "behind": behind(error).map(|behind| behind.code().as_str()),
         "problem": error.problem(),
         "cause": error.cause(),
         "table": error.table().map(ToString::to_string),
         "retryable": error.class() == Class::Transient,
-        "cure": error.cure().map(cure_json),
+        "cure": error.cure().map(|cure| cure_json(cure, place)),
     })
 }
 
 /// A finding for programs.
-pub(crate) fn finding_json(finding: &Finding) -> Value {
+pub(crate) fn finding_json(finding: &Finding, place: &Place) -> Value {
     json!({
         "check": finding.check,
         "subject": finding.subject,
@@ -222,11 +260,12 @@ pub(crate) fn finding_json(finding: &Finding) -> Value {
         "code": finding.code.map(Code::as_str),
         "detail": finding.detail,
         "cause": finding.cause,
-        "cure": finding.cure.as_ref().map(cure_json),
+        "cure": finding.cure.as_ref().map(|cure| cure_json(cure, place)),
     })
 }
 
-fn cure_json(cure: &Cure) -> Value {
+/// A cure for programs.
+pub(crate) fn cure_json(cure: &Cure, place: &Place) -> Value {
     json!({
         "advice": cure.advice,
         "sql": cure.sql,
@@ -237,14 +276,15 @@ fn cure_json(cure: &Cure) -> Value {
             Restart::Server => "server",
         },
         "lines": cure.lines,
+        "commands": place.commands(cure),
     })
 }
 
 fn faults_json(faults: &Faults) -> Value {
-    let fault = |fault: &pgferry_task::spec::Fault| {
+    let fault = |fault: &Fault| {
         json!({
             "code": fault.code.as_str(), "line": fault.line, "path": fault.path,
-            "problem": fault.problem, "cure": fault.cure,
+            "problem": fault.problem, "cure": fault_cure(fault),
         })
     };
     json!({

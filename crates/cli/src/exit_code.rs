@@ -1,6 +1,9 @@
 //! The exit codes, and which error ends with which. Scripts depend on them: they do not change.
 
 use pgferry_model::{Error, Finding, Outcome};
+use pgferry_pipeline::error::RETRIES_EXHAUSTED;
+
+use crate::errors::behind;
 
 /// How the program ends. Of several, the worst is told: environment, usage, checks, the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +60,12 @@ impl ExitCode {
         match code {
             "source.slot_active" | "slot.in_use" | "target.locked" | "target.fenced" => ExitCode::Conflict,
             "compare.different" => ExitCode::ChecksFailed,
-            "demo.no_server" | "config.secret_missing" | "source.hba_rejected" => ExitCode::Environment,
+            "demo.no_server"
+            | "config.secret_missing"
+            | "source.hba_rejected"
+            | "target.file"
+            | "cli.file_unwritable" => ExitCode::Environment,
+            "slot.unknown" => ExitCode::Usage,
             _ if code.starts_with("config.") || code.starts_with("cli.") => ExitCode::Usage,
             _ if code.starts_with("connection.") => ExitCode::Environment,
             _ => ExitCode::Failure,
@@ -66,7 +74,8 @@ impl ExitCode {
 
     /// The one of an error.
     pub(crate) fn of_error(error: &Error) -> ExitCode {
-        ExitCode::of_code(error.code().as_str())
+        let told = if error.code() == RETRIES_EXHAUSTED { behind(error).unwrap_or(error) } else { error };
+        ExitCode::of_code(told.code().as_str())
     }
 
     /// The one of a check's findings.

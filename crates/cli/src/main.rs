@@ -14,6 +14,7 @@ mod figures;
 mod logs;
 mod metrics;
 mod output;
+mod place;
 mod progress;
 mod signals;
 

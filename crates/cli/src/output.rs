@@ -8,7 +8,7 @@
 use std::io::{self, IsTerminal as _, Write};
 
 use indicatif::MultiProgress;
-use pgferry_model::{Cure, Error};
+use pgferry_model::{Cure, Error, shell_word};
 use serde_json::{Value, json};
 
 use crate::arguments::Global;
@@ -125,9 +125,13 @@ impl Output {
             return Ok(true);
         }
         if !self.may_ask {
-            let cure = Cure::advice("add --yes when that is what you want");
+            let typed = std::env::args().skip(1).map(|word| shell_word(&word)).collect::<Vec<_>>().join(" ");
+            let cure =
+                Cure::advice("add --yes when that is what you want").line(format!("pgferry {typed} --yes"));
             let problem = format!("not done without a yes: {question}");
-            return Err(Error::task_broken(NOT_CONFIRMED, problem).with_cure(cure).into());
+            let cause =
+                "it cannot be undone, and nobody can be asked here: no terminal, --json or --no-input";
+            return Err(Error::task_broken(NOT_CONFIRMED, problem).with_cause(cause).with_cure(cure).into());
         }
         let _ = write!(io::stderr().lock(), "{question} [y/N] ");
         let mut answer = String::new();

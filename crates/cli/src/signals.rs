@@ -18,7 +18,11 @@ pub(crate) fn stop_on_signals(
 ) -> Result<CancellationToken, Failure> {
     let no_signals = |failure: std::io::Error| {
         let problem = "cannot listen for signals";
-        Failure::from(pgferry_model::Error::task_broken(START_FAILED, problem).with_origin(failure))
+        let cure = pgferry_model::Cure::advice(
+            "raise the system's limits for this process, such as open files: ulimit -n",
+        );
+        let error = pgferry_model::Error::task_broken(START_FAILED, problem).with_cure(cure);
+        Failure::from(error.with_origin(failure))
     };
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;

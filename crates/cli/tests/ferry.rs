@@ -95,6 +95,10 @@ async fn a_shop_is_looked_at_carried_followed_and_stopped() {
         all.iter().map(|sides| (sides.only_source, sides.only_target)).collect();
     assert_eq!(differences.iter().map(|(here, _)| here).sum::<u64>(), 2, "{differences:?}");
     assert_eq!(differences.iter().map(|(_, there)| there).sum::<u64>(), 2, "{differences:?}");
+    // The rows are named by their keys.
+    let orders = all.iter().find(|sides| sides.keys_target == ["id=7"] && sides.only_source == 0);
+    let products = all.iter().find(|sides| sides.keys_target == ["id=7"] && sides.keys_source == ["id=7"]);
+    assert!(orders.is_some() && products.is_some(), "{all:?}");
     slots_are_listed_and_dropped(folder.path());
 }
 

@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use crate::TableName;
+use crate::{TableName, TaskId};
 
 /// The result of everything that can fail in pgferry.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -67,7 +67,18 @@ pub enum Restart {
     Server,
 }
 
-/// What a person does about an error or a finding. Statements and commands work when pasted.
+/// A command of pgferry that cures. It names no file: the task file that an error came from is known, and written into the
+/// command, by the program only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskCommand {
+    /// Starts a task; `None`: the one that the error belongs to.
+    Run(Option<TaskId>),
+    /// Has the next run copy tables again; none named: every table of the task.
+    Resync(Vec<TableName>),
+}
+
+/// What a person does about an error or a finding: the statements first, then the lines, then the commands. All of them work when
+/// pasted.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Cure {
     /// What to do, in a sentence.
@@ -80,6 +91,17 @@ pub struct Cure {
     pub restart: Restart,
     /// Lines for a shell, a task file or `pg_hba.conf`; `advice` says which.
     pub lines: Vec<String>,
+    /// Commands on the task that the error came from, in order.
+    pub commands: Vec<TaskCommand>,
+}
+
+/// A text as one word of a POSIX shell.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 impl Cure {
@@ -114,6 +136,32 @@ impl Cure {
     pub fn line(mut self, line: impl Into<String>) -> Self {
         self.lines.push(line.into());
         self
+    }
+
+    /// Adds a line for a shell: a command whose last word is a path or a name.
+    #[must_use]
+    pub fn shell(self, command: &str, last: &str) -> Self {
+        let line = format!("{command} {}", shell_word(last));
+        self.line(line)
+    }
+
+    /// Adds a command on the task that the error came from.
+    #[must_use]
+    pub fn command(mut self, command: TaskCommand) -> Self {
+        self.commands.push(command);
+        self
+    }
+
+    /// Adds that every table of the task is copied again.
+    #[must_use]
+    pub fn resync(self) -> Self {
+        self.command(TaskCommand::Resync(Vec::new()))
+    }
+
+    /// Adds that one table is copied again.
+    #[must_use]
+    pub fn resync_table(self, table: &TableName) -> Self {
+        self.command(TaskCommand::Resync(vec![table.clone()]))
     }
 }
 

@@ -14,7 +14,7 @@ mod table;
 pub use batch::{Batch, Cell, CellFormat, CellRef, Op, Row, RowRef, SIZE_OF_ROW_ENTRY, VALUE_BYTES_MAX};
 pub use data_type::{DataType, Dimensions, TypeKind};
 pub use delivery::{Delivery, Slice, TransactionMark};
-pub use error::{Class, Code, Cure, Error, Restart, Result};
+pub use error::{Class, Code, Cure, Error, Restart, Result, TaskCommand, shell_word};
 pub use finding::{Finding, Outcome};
 pub use position::{ParsePositionError, Position};
 pub use progress::{Progress, SourceIdentity, TableProgress, TableState, TaskId};

@@ -17,7 +17,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
-use pgferry_model::{Batch, Cell, Error, Op, Result, Row};
+use pgferry_model::{Batch, Cell, Cure, Error, Op, Result, Row};
 
 use crate::error;
 
@@ -274,6 +274,15 @@ impl Compaction {
     fn malformed(&self, problem: &str) -> Error {
         let table = self.batch.table().name.clone();
         Error::table_broken(error::ROW_MALFORMED, table.clone(), format!("{table}: {problem}"))
+            .with_cause(
+                "a mistake in pgferry: what was decoded does not fit the table; nothing of it was written",
+            )
+            .with_cure(
+                Cure::advice(
+                    "report it with the table's definition; copying the table again may get past it",
+                )
+                .resync_table(&table),
+            )
     }
 }
 

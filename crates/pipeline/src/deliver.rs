@@ -74,8 +74,7 @@ impl Deliverer {
         let joined = handle.await;
         self.in_flight = None;
         joined.unwrap_or_else(|lost| {
-            Err(Error::transient(error::WORKER_LOST, "the delivery's worker ended without a result")
-                .with_origin(lost))
+            Err(error::worker_lost("the delivery's worker ended without a result").with_origin(lost))
         })
     }
 }
@@ -111,8 +110,7 @@ impl Courier {
         let (form, deletes) = (self.target.wants().changes, self.settings.deletes);
         let formed = tokio::task::spawn_blocking(move || form_tables(tables, form, deletes));
         let (tables, broken) = formed.await.map_err(|lost| {
-            Error::transient(error::WORKER_LOST, "the compaction's worker ended without a result")
-                .with_origin(lost)
+            error::worker_lost("the compaction's worker ended without a result").with_origin(lost)
         })?;
         let mut set_aside = Vec::new();
         for (table, failure) in broken {

@@ -1,6 +1,6 @@
 //! The engine's own error codes.
 
-use pgferry_model::Code;
+use pgferry_model::{Code, Cure, Error};
 
 /// The reader of a chunk went away before its end mark.
 pub const COPY_INTERRUPTED: Code = Code::new("pipeline.copy_interrupted");
@@ -22,3 +22,12 @@ pub const STOP_TIMED_OUT: Code = Code::new("pipeline.stop_timed_out");
 pub const WORKER_LOST: Code = Code::new("pipeline.worker_lost");
 /// The consistent snapshot that chunks are read from is gone; unfinished tables are copied again under a new one.
 pub const SNAPSHOT_LOST: Code = Code::new("pipeline.snapshot_lost");
+
+/// An error of class `Transient`: a task or a thread went away without having said anything. `problem` names it.
+pub fn worker_lost(problem: impl Into<String>) -> Error {
+    Error::transient(WORKER_LOST, problem)
+        .with_cause("a mistake in pgferry ended it, or the process is being stopped")
+        .with_cure(Cure::advice(
+            "start the task again: it goes on where it stopped. If this comes back, report it with the log before it",
+        ))
+}

@@ -52,5 +52,5 @@ pub(crate) fn blocked(table: &Table) -> Error {
     .with_cause(
         "rows that are in the target already may lack the new values, so the change is not applied by itself",
     )
-    .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {}", table.name)))
+    .with_cure(Cure::advice("stop the task, copy the table again, start it").resync_table(&table.name))
 }

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgferry_model::{Class, Error, Position, Result, Slice, Table, TableState};
+use pgferry_model::{Class, Cure, Error, Position, Result, Slice, Table, TableState, TaskCommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::Gate;
@@ -274,15 +274,30 @@ fn too_large(bytes: usize) -> Error {
             "a transaction has more than {bytes} bytes of changes, and the target cannot take it in parts"
         ),
     )
+    .with_cause(
+        "the changes of a transaction become visible together, so all of them are held until its commit",
+    )
+    .with_cure(
+        Cure::advice("let the task hold more at once: the line belongs to the task in its file").line(
+            format!("limits.memory = \"{} MiB\"", (bytes as u64).saturating_mul(8).div_ceil(1 << 20).max(1)),
+        ),
+    )
 }
 
 fn no_table_left() -> Error {
     Error::task_broken(error::NO_TABLE_LEFT, "every table of the task is set aside")
+        .with_cause("each has an error of its own, which the target keeps: resync lists them")
+        .with_cure(Cure::advice("mend what the tables' errors name, then copy them again").resync())
 }
 
 fn stop_timed_out(within: Duration) -> Error {
     Error::transient(
         error::STOP_TIMED_OUT,
         format!("stopping took longer than {} s; what was open is left for the next start", within.as_secs()),
+    )
+    .with_cause("the source or the target did not answer in time; nothing is lost, the position moves only with its data")
+    .with_cure(
+        Cure::advice("see whether both answer, then start the task again: it goes on where it stopped")
+            .command(TaskCommand::Run(None)),
     )
 }

@@ -7,7 +7,7 @@
 //! Invariant: rows are complete only with their end mark; a sender that goes away without one makes the receiver fail, so
 //! that a broken copy can never be committed as a whole one.
 
-use pgferry_model::{Batch, Error, Result};
+use pgferry_model::{Batch, Cure, Error, Result};
 use tokio::sync::mpsc;
 
 use crate::{Chunk, error};
@@ -86,8 +86,16 @@ impl RowSender {
     }
 }
 
+fn interrupted() -> Error {
+    Error::transient(error::COPY_INTERRUPTED, "a chunk's rows ended before their end mark")
+        .with_cause("the source failed first; its own error is told before or beside this one")
+        .with_cure(Cure::advice("mend what the source's error names; the chunk is copied again"))
+}
+
 fn abandoned() -> Error {
     Error::transient(error::LOAD_ABANDONED, "the target stopped taking rows of a chunk")
+        .with_cause("the target failed first; its own error is told before or beside this one")
+        .with_cure(Cure::advice("mend what the target's error names; the chunk is copied again"))
 }
 
 impl RowReceiver {
@@ -119,9 +127,7 @@ impl RowReceiver {
                 self.ended = true;
                 Ok(None)
             }
-            Some(Message::End { .. }) | None => {
-                Err(Error::transient(error::COPY_INTERRUPTED, "a chunk's rows ended before their end mark"))
-            }
+            Some(Message::End { .. }) | None => Err(interrupted()),
         }
     }
 }

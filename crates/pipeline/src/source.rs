@@ -69,6 +69,11 @@ pub trait Source: Send + Sync {
     /// The source's current end of log: what was committed before this call lies at or before it.
     async fn current_position(&self) -> Result<Position>;
 
+    /// How many chunks a copy of the table would have by now, for plans; `None` where only a snapshot can tell.
+    async fn chunks_estimated(&self, _table: &Table) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Looks at everything that a run will need; findings, in the order of work.
     async fn check(&self) -> Result<Vec<Finding>>;
 }

@@ -50,11 +50,11 @@ pub(crate) fn explain(failure: ServerError, doing: &str, place: &Place, sql: &st
         state if state.starts_with("57P") => unavailable(doing, &failure),
         state => {
             let problem = format!("{doing}: the server refused ({state}): {}", failure.shown_message());
-            let error = Error::new(STATEMENT, failure.class(), problem);
-            match failure.hint.as_deref().filter(|_| !matches!(state.get(..2), Some("22" | "23"))) {
-                Some(hint) => error.with_cure(Cure::advice(hint)),
-                None => error,
-            }
+            let hint = failure.hint.as_deref().filter(|_| !matches!(state.get(..2), Some("22" | "23")));
+            let advice = hint.unwrap_or(
+                "see the server's log for the statement; PostgreSQL's appendix \"Error Codes\" tells what the SQLSTATE means",
+            );
+            Error::new(STATEMENT, failure.class(), problem).with_cure(Cure::advice(advice))
         }
     };
     error.with_origin(failure)
@@ -73,7 +73,7 @@ fn no_replication_role(place: &Place) -> Error {
         .with_cause("it is neither a superuser nor has it the attribute REPLICATION")
         .with_cure(
             Cure::advice(format!(
-                "give it the attribute; it counts at the next connection. On Amazon RDS: GRANT rds_replication TO {user}"
+                "give it the attribute; it counts at the next connection. On Amazon RDS: GRANT rds_replication TO {user};"
             ))
             .sql(format!("ALTER ROLE {user} WITH REPLICATION"))
             .run_as("superuser"),
@@ -143,8 +143,8 @@ fn authentication(failure: &ServerError, place: &Place) -> Error {
         )
     };
     let cure = if failure.sqlstate == "28P01" {
-        Cure::advice(format!("{advice}: \\password {user} in psql sends it without showing it"))
-            .run_as("superuser")
+        Cure::advice(format!("{advice}: as superuser in psql, the line sends it without showing it"))
+            .line(format!("\\password {user}"))
     } else {
         let literal = quote_literal(&place.user);
         Cure::advice(advice)
@@ -253,7 +253,7 @@ fn pooler(place: &Place) -> Error {
     .with_cause("the change stream needs a connection of its own to the server; a pooler shares connections")
     .with_cure(
         Cure::advice(
-            "use the server's own host and port: for Supabase db.<ref>.supabase.co, for Neon the host without -pooler",
+            "use the server's own host and port, mostly 5432: for Supabase db.<ref>.supabase.co, for Neon the host without -pooler",
         )
         .line("port = 5432"),
     )

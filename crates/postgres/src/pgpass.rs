@@ -38,12 +38,15 @@ fn find_in(path: &Path, config: &ConnectionConfig) -> Result<Option<Secret>> {
         Err(failure) => return Err(unusable(path, "cannot be read").with_origin(failure)),
     };
     if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
-        return Err(unusable(path, "is no password file"));
+        return Err(unusable(path, "is no password file")
+            .with_cause("it is a folder, a device, or too large for one"));
     }
     if others_may_read(&metadata) {
-        return Err(unusable(path, "can be read by others").with_cure(
-            Cure::advice("let its owner alone read it").line(format!("chmod 0600 {}", path.display())),
-        ));
+        return Err(unusable(path, "can be read by others")
+            .with_cause("its mode gives rights to group or others, and libpq would ignore it, too")
+            .with_cure(
+                Cure::advice("let its owner alone read it").shell("chmod 0600", &path.to_string_lossy()),
+            ));
     }
     let text =
         fs::read_to_string(path).map_err(|failure| unusable(path, "cannot be read").with_origin(failure))?;
@@ -103,7 +106,10 @@ fn split(line: &str) -> Option<Vec<Field<'_>>> {
 }
 
 fn unusable(path: &Path, why: &str) -> Error {
-    Error::task_broken(AUTHENTICATION, format!("the password file {} {why}", path.display()))
+    Error::task_broken(AUTHENTICATION, format!("the password file {} {why}", path.display())).with_cure(
+        Cure::advice("correct the file, or give the password to the connection")
+            .line("password = { env = \"PGFERRY_PASSWORD\" }"),
+    )
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
-use pgferry_model::{Error, Result};
+use pgferry_model::{Cure, Error, Result};
 use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
@@ -357,11 +357,24 @@ pub(crate) fn lost(failure: io::Error) -> Error {
     if let Some(error) = tls::explain(&failure, "the server") {
         return error;
     }
-    Error::transient(UNREACHABLE, "the connection to the server was lost").with_origin(failure)
+    Error::transient(UNREACHABLE, "the connection to the server was lost")
+        .with_cure(Cure::advice(
+            "it is tried again; if it stays so, see the server's log, and what a proxy or firewall on the way cuts off",
+        ))
+        .with_origin(failure)
+}
+
+/// What to do where answers make no sense.
+pub(crate) fn not_postgres() -> Cure {
+    Cure::advice(
+        "see whether the address leads to PostgreSQL itself; if it does, report the message with the server's version",
+    )
 }
 
 pub(crate) fn malformed(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::task_broken(PROTOCOL, "the server's answer does not follow the protocol").with_origin(what)
+    Error::task_broken(PROTOCOL, "the server's answer does not follow the protocol")
+        .with_cure(not_postgres())
+        .with_origin(what)
 }
 
 #[cfg(test)]

@@ -210,6 +210,9 @@ impl<'a> Login<'a> {
                 scram.finish(rest).map_err(|failure| {
                     Error::task_broken(AUTHENTICATION, "the server does not prove that it knows the password")
                         .with_cause("something else than the database's own server answers")
+                        .with_cure(Cure::advice(
+                            "find out what listens at this address before you give it a password again; ssl_mode = \"verify-full\" keeps others out",
+                        ))
                         .with_origin(failure)
                 })?;
                 self.proven = true;
@@ -306,11 +309,15 @@ fn unsupported(kind: u32) -> Error {
         AUTHENTICATION,
         format!("the server asks for a login that is not supported ({name}, {kind})"),
     )
+    .with_cause("pg_hba.conf of the server wants it of this role; passwords and certificates are supported")
     .with_cure(Cure::advice("admit the role with the method scram-sha-256 or cert in pg_hba.conf"))
 }
 
 /// A text of ours that the protocol cannot carry: it has a zero byte.
 fn unsendable(failure: std::io::Error) -> Error {
     Error::task_broken(crate::error::CONFIG, "user, password, database or application name has a zero byte")
+        .with_cure(Cure::advice(
+            "take it out of the connection's keys, or of the file or variable that they name",
+        ))
         .with_origin(failure)
 }

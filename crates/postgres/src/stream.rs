@@ -48,7 +48,9 @@ impl ByteStream {
         let mut socket = dial(config, deadline).await?;
         prepare(&socket).map_err(|failure| {
             let problem = format!("cannot set up the connection to {}:{}", config.host, config.port);
-            Error::transient(UNREACHABLE, problem).with_origin(failure)
+            Error::transient(UNREACHABLE, problem)
+                .with_cure(Cure::advice("it is tried again; the operating system of this machine refuses it"))
+                .with_origin(failure)
         })?;
         if mode == SslMode::Disable {
             return Ok(ByteStream::Tcp(socket));
@@ -58,7 +60,9 @@ impl ByteStream {
                 let settings = config.tls.clone();
                 let built = tokio::task::spawn_blocking(move || tls::client(&settings, mode)).await;
                 let client = built.map_err(|failure| {
-                    Error::transient(UNREACHABLE, "connecting was cancelled").with_origin(failure)
+                    Error::transient(UNREACHABLE, "connecting was cancelled")
+                        .with_cure(Cure::advice("start it again"))
+                        .with_origin(failure)
                 })??;
                 let stream = client.handshake(&config.host, config.port, socket).await?;
                 Ok(ByteStream::Tls(Box::new(stream)))
@@ -168,8 +172,7 @@ fn unknown_host(host: &str) -> Error {
     Error::transient(UNREACHABLE, format!("the host name {host:?} is not known"))
         .with_cause("the name service has no address for it")
         .with_cure(
-            Cure::advice("correct the name, or try it on this machine as below")
-                .line(format!("getent hosts {host}")),
+            Cure::advice("correct the name, or try it on this machine as below").shell("getent hosts", host),
         )
 }
 
@@ -185,6 +188,7 @@ async fn ask_for_encryption(socket: &mut TcpStream, config: &ConnectionConfig) -
             .with_cause(
                 "it ended before encryption was agreed on; a proxy or no PostgreSQL server may listen there",
             )
+            .with_cure(Cure::advice("correct host and port, or see the log of what listens there"))
             .with_origin(failure)
     };
     socket.write_all(&SSL_REQUEST).await.map_err(lost)?;
@@ -197,7 +201,8 @@ async fn ask_for_encryption(socket: &mut TcpStream, config: &ConnectionConfig) -
         )
         .with_cause(
             "it sent an error before encryption; what it says cannot be trusted and is in its own log",
-        )),
+        )
+        .with_cure(Cure::advice("see the server's log; it may be out of processes or memory"))),
         _ => Err(Error::task_broken(
             PROTOCOL,
             format!("{}:{} is no PostgreSQL server", config.host, config.port),

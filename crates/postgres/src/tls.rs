@@ -45,7 +45,13 @@ pub(crate) fn client(tls: &TlsConfig, mode: SslMode) -> Result<Client> {
     let verified = by_file || matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull);
     let trust = if verified { Some(trust(tls.root_certificate.as_deref())?) } else { None };
     let verifier = Verifier { trust, full: mode == SslMode::VerifyFull, provider: Arc::clone(&provider) };
-    let invalid = |failure| setting("the TLS settings do not go together").with_origin(failure);
+    let invalid = |failure| {
+        setting("the TLS settings do not go together")
+            .with_cure(Cure::advice(
+                "begin with ssl_mode = \"require\" alone, then add one key after the other",
+            ))
+            .with_origin(failure)
+    };
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(invalid)?
@@ -55,9 +61,15 @@ pub(crate) fn client(tls: &TlsConfig, mode: SslMode) -> Result<Client> {
         (Some(certificate), Some(key)) => {
             let password = tls.key_password.as_ref().map(|password| password.expose());
             let chain = certificates(certificate)?;
-            let key = private_key(key, password)?;
+            let key_file = key;
+            let key = private_key(key_file, password)?;
             config.with_client_auth_cert(chain, key).map_err(|failure| {
                 setting(format!("the key does not belong to the certificate {}", certificate.display()))
+                    .with_cure(
+                        Cure::advice("name the two that were made together; these lines print the same text for a pair")
+                            .shell("openssl x509 -noout -pubkey -in", &certificate.to_string_lossy())
+                            .shell("openssl pkey -pubout -in", &key_file.to_string_lossy()),
+                    )
                     .with_origin(failure)
             })?
         }
@@ -83,12 +95,16 @@ impl Client {
         port: u16,
         socket: TcpStream,
     ) -> Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|failure| setting(format!("{host:?} is no name that TLS knows")).with_origin(failure))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|failure| {
+            setting(format!("{host:?} is no name that TLS knows"))
+                .with_cure(Cure::advice("name the host as its certificate does, or by its address"))
+                .with_origin(failure)
+        })?;
         let client = TlsConnector::from(Arc::clone(&self.config));
         client.connect(name, socket).await.map_err(|failure| {
             explain(&failure, &format!("{host}:{port}")).unwrap_or_else(|| {
                 Error::transient(UNREACHABLE, format!("{host}:{port} ended the TLS handshake"))
+                    .with_cure(Cure::advice("it is tried again; if it stays so, see the server's log and what a proxy on the way does"))
                     .with_origin(failure)
             })
         })
@@ -107,10 +123,12 @@ fn trust(path: Option<&Path>) -> Result<Trust> {
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
-            return Err(setting("the system has no certificates of authorities").with_cure(
-                Cure::advice("install them (Debian: ca-certificates), or name a file")
-                    .line("ssl_root_cert = \"ca.crt\""),
-            ));
+            return Err(setting("the system has no certificates of authorities")
+                .with_cause("this ssl_mode verifies the server, and no ssl_root_cert is named")
+                .with_cure(
+                    Cure::advice("install them (Debian: ca-certificates), or name a file")
+                        .line("ssl_root_cert = \"ca.crt\""),
+                ));
         }
         return Ok(Trust { roots, pinned: Vec::new() });
     };
@@ -118,6 +136,10 @@ fn trust(path: Option<&Path>) -> Result<Trust> {
     for certificate in &pinned {
         roots.add(certificate.clone()).map_err(|failure| {
             setting(format!("{} holds a certificate that cannot be trusted", path.display()))
+                .with_cure(
+                    Cure::advice("name the authority's own certificate; this shows what the file holds")
+                        .shell("openssl x509 -noout -subject -issuer -dates -in", &path.to_string_lossy()),
+                )
                 .with_origin(failure)
         })?;
     }
@@ -234,11 +256,17 @@ pub(crate) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     let cannot = |failure: io::Error| {
-        setting(format!("the file {} cannot be read", path.display())).with_origin(failure)
+        setting(format!("the file {} cannot be read", path.display()))
+            .with_cure(
+                Cure::advice("correct its path (it is relative to the task file), or let this user read it")
+                    .shell("ls -l", &path.to_string_lossy()),
+            )
+            .with_origin(failure)
     };
     if fs::metadata(path).map_err(cannot)?.len() > FILE_BYTES_MAX {
         return Err(setting(format!("the file {} is too large for a certificate or key", path.display()))
-            .with_cause(format!("it has more than {FILE_BYTES_MAX} bytes")));
+            .with_cause(format!("it has more than {FILE_BYTES_MAX} bytes"))
+            .with_cure(Cure::advice("name a PEM file with the certificate or the key alone")));
     }
     fs::read(path).map_err(cannot)
 }
@@ -247,13 +275,17 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let text = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let found = found.map_err(|failure| {
-        setting(format!("the file {} is damaged", path.display())).with_cause(failure.to_string())
+        setting(format!("the file {} is damaged", path.display()))
+            .with_cause(failure.to_string())
+            .with_cure(Cure::advice("get it anew: PEM, from BEGIN CERTIFICATE to END CERTIFICATE"))
     })?;
     if found.is_empty() {
-        return Err(setting(format!("the file {} holds no certificate", path.display())).with_cure(
-            Cure::advice("it has to be PEM; convert a DER file as below")
-                .line("openssl x509 -inform der -in cert.der -out cert.pem"),
-        ));
+        return Err(setting(format!("the file {} holds no certificate", path.display()))
+            .with_cause("no part of it begins with BEGIN CERTIFICATE")
+            .with_cure(
+                Cure::advice("it has to be PEM; convert a DER file as below")
+                    .line("openssl x509 -inform der -in cert.der -out cert.pem"),
+            ));
     }
     Ok(found)
 }
@@ -264,7 +296,9 @@ fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'sta
     if fs::metadata(path).is_ok_and(|metadata| others_may_read(&metadata)) {
         return Err(setting(format!("the key {shown} can be read by others"))
             .with_cause("its mode gives rights to group or others; a key that others know proves nothing")
-            .with_cure(Cure::advice("let its owner alone read it").line(format!("chmod 0600 {shown}"))));
+            .with_cure(
+                Cure::advice("let its owner alone read it").shell("chmod 0600", &path.to_string_lossy()),
+            ));
     }
     let words = String::from_utf8_lossy(&text);
     if words.contains("Proc-Type: 4,ENCRYPTED") {
@@ -272,7 +306,7 @@ fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'sta
             .with_cause("it is encrypted as PEM (Proc-Type), which is weak; PKCS#8 is supported")
             .with_cure(
                 Cure::advice("convert it to PKCS#8")
-                    .line(format!("openssl pkcs8 -topk8 -in {shown} -out client.key")),
+                    .shell("openssl pkcs8 -topk8 -out client.key -in", &path.to_string_lossy()),
             ));
     }
     if words.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") {
@@ -283,7 +317,9 @@ fn private_key(path: &Path, password: Option<&str>) -> Result<PrivateKeyDer<'sta
         });
     }
     PrivateKeyDer::from_pem_slice(&text).map_err(|failure| {
-        setting(format!("the file {shown} holds no private key")).with_cause(failure.to_string())
+        setting(format!("the file {shown} holds no private key"))
+            .with_cause(failure.to_string())
+            .with_cure(Cure::advice("name the PEM file with the key: ssl_key, not ssl_cert"))
     })
 }
 
@@ -322,7 +358,9 @@ pub(crate) fn explain(failure: &io::Error, server: &str) -> Option<Error> {
                     .run_as("superuser"),
                 )
         }
-        other => Error::task_broken(TLS, format!("TLS with {server} is not possible")).with_cause(other.to_string()),
+        other => Error::task_broken(TLS, format!("TLS with {server} is not possible"))
+            .with_cause(other.to_string())
+            .with_cure(Cure::advice("see the server's log and its ssl_min_protocol_version; pgferry speaks TLS 1.2 and 1.3")),
     };
     Some(error.with_origin(failure.clone()))
 }
@@ -361,6 +399,11 @@ fn certificate_error(why: &CertificateError, server: &str) -> Error {
         }
         CertificateError::NotValidForName => {
             error(format!("the certificate of {server} is for another name"))
+                .with_cause("we connect by a name or address that the certificate does not have")
+                .with_cure(
+                    Cure::advice("connect by a name of the certificate, or check the authority only")
+                        .line("ssl_mode = \"verify-ca\""),
+                )
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             error(format!("the certificate of {server}, or of its authority, has expired"))
@@ -378,6 +421,8 @@ fn certificate_error(why: &CertificateError, server: &str) -> Error {
                     Cure::advice("set the clock of this machine, or wait until it is valid").line("date -u"),
                 )
         }
-        other => error(format!("the certificate of {server} is not valid")).with_cause(other.to_string()),
+        other => error(format!("the certificate of {server} is not valid"))
+            .with_cause(other.to_string())
+            .with_cure(Cure::advice("have a new one made for the server")),
     }
 }

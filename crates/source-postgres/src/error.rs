@@ -70,24 +70,31 @@ pub const STREAM_ENDED: Code = Code::new("source.stream_ended");
 pub const SNAPSHOT_DIFFERS: Code = Code::new("source.snapshot_differs");
 
 /// The slot is gone.
-pub(crate) fn slot_missing(slot: &str, stored: Option<Position>) -> Error {
+pub(crate) fn slot_missing(replication: &Replication, stored: Option<Position>) -> Error {
+    let slot = &replication.slot;
     let error = Error::task_broken(SLOT_MISSING, format!("replication slot {slot} does not exist"));
-    match stored {
-        Some(position) => error
-            .with_cause(format!(
-                "it was dropped, or the server failed over to a standby without it; changes after {position} are gone from the slot"
-            ))
-            .with_cure(Cure::advice(
-                "copy the tables again: pgferry resync FILE makes a new slot and a new snapshot; on PostgreSQL 17 and later a failover slot survives a failover",
-            ).line("pgferry resync FILE")),
-        None => error
+    let by_dba =
+        |cure: Cure| cure.sql(create_slot(slot)).run_as("a role with REPLICATION, in the task's database");
+    let Some(position) = stored else {
+        let advice = "make the slot after the publication, or set manage = \"create\" in the task file";
+        return error
             .with_cause("the task uses a slot that a DBA makes (manage = \"never\")")
-            .with_cure(
-                Cure::advice("make the slot after the publication, or set manage = \"create\" in the task file")
-                    .sql(create_slot(slot))
-                    .run_as("a role with REPLICATION, in the task's database"),
-            ),
-    }
+            .with_cure(by_dba(Cure::advice(advice)));
+    };
+    let failover = "on PostgreSQL 17 and later a failover slot survives a failover";
+    let cure = match replication.manage {
+        Manage::Create | Manage::CreateAndDrop => Cure::advice(format!(
+            "copy the tables again: the next run makes a new slot and a new snapshot; {failover}"
+        )),
+        Manage::Never => {
+            by_dba(Cure::advice(format!("make a new slot and copy the tables again; {failover}")))
+        }
+    };
+    error
+        .with_cause(format!(
+            "it was dropped, or the server failed over to a standby without it; changes after {position} are gone from the slot"
+        ))
+        .with_cure(cure.resync())
 }
 
 fn create_slot(slot: &str) -> String {
@@ -105,7 +112,7 @@ pub(crate) fn slot_ahead(slot: &str, confirmed: Position, stored: Position) -> E
         format!("slot {slot} stands at {confirmed}, after the {stored} that the target holds: changes between are missing"),
     )
     .with_cause("the slot was dropped and made again, or something else has read from it")
-    .with_cure(Cure::advice("copy the tables again").line("pgferry resync FILE"))
+    .with_cure(Cure::advice("copy the tables again").resync())
 }
 
 /// The server's log ends before what the target holds.
@@ -129,7 +136,7 @@ pub(crate) fn slot_invalidated(slot: &str, reason: &str) -> Error {
                 .sql(drop_slot(slot))
                 .run_as("superuser")
                 .restart(Restart::Reload)
-                .line("pgferry resync FILE"),
+                .resync(),
         )
 }
 
@@ -137,7 +144,8 @@ pub(crate) fn slot_invalidated(slot: &str, reason: &str) -> Error {
 pub(crate) fn slot_active(slot: &str, pid: Option<&str>, who: &str) -> Error {
     let by = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}{who}"));
     let cure = Cure::advice(
-        "use another slot for this task (replication.slot in the task file), or end that session",
+        "stop the other task or program; the statement ends a session that hangs. Two tasks need a slot each: give one of them another (slot \
+         under [tasks.NAME.replication])",
     )
     .run_as("superuser, or the same role");
     let sql = pid.map_or_else(
@@ -154,13 +162,23 @@ pub(crate) fn slot_active(slot: &str, pid: Option<&str>, who: &str) -> Error {
         .with_cure(cure.sql(sql))
 }
 
+/// Slot names have 63 characters at most (PostgreSQL docs, "Replication Slots").
+fn another_name(slot: &str) -> Cure {
+    let kept: String = slot.chars().take(61).collect();
+    Cure::advice(
+        "choose a slot name that the statement does not list, such as the one below; it stands under [tasks.NAME.replication] of the task file",
+    )
+    .line(format!("slot = \"{kept}_2\""))
+}
+
 /// The slot decodes another database.
 pub(crate) fn slot_other_database(slot: &str, other: &str) -> Error {
     Error::task_broken(SLOT_OTHER_DATABASE, format!("replication slot {slot} belongs to database {other}"))
         .with_cause("a logical slot belongs to the database that it was made in, and slot names are unique in the whole cluster")
         .with_cure(
-            Cure::advice("choose a slot name that the statement does not list: replication.slot in the task file")
-                .sql("SELECT slot_name, database FROM pg_replication_slots"),
+            another_name(slot)
+                .sql("SELECT slot_name, database FROM pg_replication_slots")
+                .run_as("any role"),
         )
 }
 
@@ -173,10 +191,9 @@ pub(crate) fn slot_other_plugin(slot: &str, plugin: Option<&str>) -> Error {
     )
     .with_cause("the slot was made for another program or by hand with another plugin")
     .with_cure(
-        Cure::advice(
-            "choose a slot name that the statement does not list: replication.slot in the task file",
-        )
-        .sql("SELECT slot_name, plugin, slot_type FROM pg_replication_slots"),
+        another_name(slot)
+            .sql("SELECT slot_name, plugin, slot_type FROM pg_replication_slots")
+            .run_as("any role"),
     )
 }
 
@@ -193,11 +210,13 @@ pub(crate) fn slot_exists(slot: &str) -> Error {
 
 /// Every slot is used. `inactive`: names and what they hold.
 pub(crate) fn slots_exhausted(inactive: &[(String, String)]) -> Error {
-    let cure = Cure::advice("drop a slot that nobody needs, or allow more and restart the server");
     let cure = match inactive.first() {
-        Some((name, _)) => {
-            cure.sql(drop_slot(name)).run_as("a role with REPLICATION, once nobody needs that slot")
-        }
+        Some((name, _)) => Cure::advice(
+            "drop a slot that nobody needs any more, as the statement does; or allow more by the line, as superuser, and restart the server",
+        )
+        .sql(drop_slot(name))
+        .run_as("a role with REPLICATION, once nobody needs that slot")
+        .line("ALTER SYSTEM SET max_replication_slots = 20;"),
         None => raise("allow more slots and restart the server", "max_replication_slots", "20"),
     };
     let list: Vec<String> = inactive.iter().map(|(name, held)| format!("{name} holding {held}")).collect();
@@ -208,7 +227,7 @@ pub(crate) fn slots_exhausted(inactive: &[(String, String)]) -> Error {
     };
     Error::task_broken(SLOTS_EXHAUSTED, "every replication slot of the server is used")
         .with_cause(cause)
-        .with_cure(cure.line("ALTER SYSTEM SET max_replication_slots = 20  -- then restart the server"))
+        .with_cure(cure)
 }
 
 /// Every walsender is used.
@@ -227,10 +246,10 @@ pub(crate) fn no_replication_role(user: &str) -> Error {
             "reading changes takes the REPLICATION attribute, on Amazon RDS membership in rds_replication",
         )
         .with_cure(
-            Cure::advice("give the role the attribute; on Amazon RDS run the line instead")
+            Cure::advice("give the role the attribute; on Amazon RDS run the line in place of it")
                 .sql(format!("ALTER ROLE {} WITH REPLICATION", quote_identifier(user)))
                 .run_as("superuser")
-                .line(format!("GRANT rds_replication TO {}", quote_identifier(user))),
+                .line(format!("GRANT rds_replication TO {};", quote_identifier(user))),
         )
 }
 
@@ -258,6 +277,24 @@ pub(crate) fn standby_wal_level() -> Error {
         ))
 }
 
+/// A standby below PostgreSQL 16.
+pub(crate) fn standby_cannot_decode() -> Error {
+    Error::task_broken(STANDBY, "the server is a standby and cannot decode its log")
+        .with_cause("standbys decode from PostgreSQL 16 on")
+        .with_cure(Cure::advice("connect to the primary: its host and port in the task file's connection"))
+}
+
+/// A standby would have to write.
+pub(crate) fn standby_read_only(statement: &str) -> Error {
+    Error::task_broken(STANDBY, "the server is a standby: it cannot make or complete the publication")
+        .with_cause("a standby is read-only; its publications are the primary's")
+        .with_cure(
+            Cure::advice("run the statement on the primary")
+                .sql(statement)
+                .run_as("owner of the tables, on the primary"),
+        )
+}
+
 /// The publication does not exist, nor does the slot.
 pub(crate) fn publication_missing(replication: &Replication, statement: &str) -> Error {
     Error::task_broken(PUBLICATION_MISSING, format!("publication {} does not exist", replication.publication))
@@ -273,11 +310,11 @@ pub(crate) fn publication_missing(replication: &Replication, statement: &str) ->
 pub(crate) fn publication_gone(replication: &Replication, statement: &str) -> Error {
     let (name, slot) = (&replication.publication, &replication.slot);
     let cure = Cure::advice(
-        "make both anew, the publication first; where the target holds rows already, copy them again with: pgferry resync FILE",
+        "make both anew, as the statements do; where the target holds rows already, copy them again",
     )
     .sql(drop_slot(slot))
     .sql(statement);
-    let cure = if replication.manage == Manage::Never { cure.sql(create_slot(slot)) } else { cure };
+    let cure = if replication.manage == Manage::Never { cure.sql(create_slot(slot)) } else { cure }.resync();
     Error::task_broken(PUBLICATION_MISSING, format!("publication {name} does not exist, but slot {slot} does"))
         .with_cause("the publication was dropped, or the slot was made first; log from before a publication cannot be decoded with it")
         .with_cure(cure.run_as("owner of the tables, with CREATE on the database and REPLICATION"))
@@ -286,18 +323,16 @@ pub(crate) fn publication_gone(replication: &Replication, statement: &str) -> Er
 /// The stream stands in log from before the publication.
 pub(crate) fn publication_after_slot(replication: &Replication) -> Error {
     let (name, slot) = (&replication.publication, &replication.slot);
-    let cure = Cure::advice(
-        "drop the slot, then start the task: slot and snapshot are made anew; where the target holds rows already: pgferry resync FILE",
-    )
-    .sql(drop_slot(slot))
-    .run_as("a role with REPLICATION");
+    let cure = Cure::advice("make the slot anew; where the target holds rows already, copy them again")
+        .sql(drop_slot(slot))
+        .run_as("a role with REPLICATION");
     let cure = if replication.manage == Manage::Never { cure.sql(create_slot(slot)) } else { cure };
     Error::task_broken(
         PUBLICATION_AFTER_SLOT,
         format!("publication {name} does not exist at the place in the log where slot {slot} stands"),
     )
     .with_cause("the publication was made after the slot, or was dropped and made again; the log between cannot be decoded with it")
-    .with_cure(cure)
+    .with_cure(cure.resync())
 }
 
 /// Tables that follow the stream have left the publication.
@@ -310,7 +345,7 @@ pub(crate) fn left_publication(error: Error) -> Error {
                 advice: "publish them again, then copy them again; or take them out of the task file".to_owned(),
                 ..cure
             }
-            .line("pgferry resync FILE"),
+            .resync(),
         )
 }
 
@@ -335,6 +370,7 @@ pub(crate) fn row_security(table: &TableName, user: &str) -> Error {
 /// A condition that the server refuses.
 pub(crate) fn snapshot_where(table: &TableName, condition: &str) -> Error {
     Error::task_broken(SNAPSHOT_WHERE, format!("the condition snapshot_where of {table} is not valid"))
+        .with_cause("the server refuses a query with it")
         .with_cure(
             Cure::advice("correct snapshot_where in the task file; the statement tries it (functions outside pg_catalog need their schema)")
                 .sql(format!("EXPLAIN SELECT * FROM {} WHERE {condition}", qualified(table))),

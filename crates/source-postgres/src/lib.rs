@@ -177,7 +177,7 @@ impl PostgresSource {
         let replication = &self.control.config.replication;
         match (need, self.slot().await?) {
             (SnapshotNeed::StreamStart, None) if replication.manage == Manage::Never => {
-                Err(error::slot_missing(&replication.slot, None))
+                Err(error::slot_missing(replication, None))
             }
             (SnapshotNeed::StreamStart, None) => Ok(Export::WithSlot(replication.slot.clone())),
             _ => Ok(Export::WithTemporarySlot),
@@ -301,18 +301,19 @@ impl Source for PostgresSource {
                 progress.position.is_none() && self.control.config.sync_mode == SyncMode::SnapshotCdc;
             self.ensure_published(if copies { StreamBegins::Later } else { StreamBegins::Before }).await?;
         }
-        let name = &self.control.config.replication.slot;
+        let replication = &self.control.config.replication;
+        let name = &replication.slot;
         let slot = self.slot().await?;
         if let Some(slot) = &slot {
             slot.verify_usable(name)?;
         }
         match (progress.position, slot) {
             (None, Some(_)) => Ok(()),
-            (None, None) if self.control.config.replication.manage == Manage::Never => {
-                Err(error::slot_missing(name, None))
+            (None, None) if replication.manage == Manage::Never => {
+                Err(error::slot_missing(replication, None))
             }
             (None, None) => Ok(()),
-            (Some(stored), None) => Err(error::slot_missing(name, Some(stored))),
+            (Some(stored), None) => Err(error::slot_missing(replication, Some(stored))),
             (Some(stored), Some(slot)) => match slot.confirmed {
                 Some(confirmed) if confirmed > stored => Err(error::slot_ahead(name, confirmed, stored)),
                 _ => Ok(()),
@@ -324,10 +325,10 @@ impl Source for PostgresSource {
         self.ensure_published(StreamBegins::Before).await?;
         let replication = &self.control.config.replication;
         if let Some(slot) = self.slot().await? {
-            return slot.confirmed.ok_or_else(|| error::slot_missing(&replication.slot, None));
+            return slot.confirmed.ok_or_else(|| error::slot_missing(replication, None));
         }
         if replication.manage == Manage::Never {
-            return Err(error::slot_missing(&replication.slot, None));
+            return Err(error::slot_missing(replication, None));
         }
         let mut session = self.control.connect(Purpose::Replication).await?;
         let (_, start) = slot::create(&self.control, &mut session, &replication.slot, false).await?;
@@ -394,6 +395,12 @@ impl Source for PostgresSource {
             }
             tokio::time::sleep(FLUSHED_POLL).await;
         }
+    }
+
+    async fn chunks_estimated(&self, table: &Table) -> Result<Option<usize>> {
+        let selection = self.selection().await?;
+        let extent = selection.extents.get(&table.id);
+        Ok(extent.map(|extent| snapshot::plan::split(&extent.heaps, self.control.config.workers).len()))
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {

@@ -47,6 +47,8 @@ pub(crate) async fn creating(control: &PostgresControl, failure: Error, name: &s
     match state.as_str() {
         "53400" => error::slots_exhausted(&inactive_slots(control).await).with_origin(failure),
         "55000" if message.contains("wal_level") => wal_level(control).await.with_origin(failure),
+        // Below 16: "logical decoding cannot be used while in recovery".
+        "0A000" if message.contains("recovery") => error::standby_cannot_decode().with_origin(failure),
         "42710" => error::slot_exists(name).with_origin(failure),
         "42501" => error::no_replication_role(&control.config.connection.user).with_origin(failure),
         _ => failure,
@@ -85,7 +87,7 @@ pub(crate) fn streaming(failure: Error, replication: &Replication, stored: Posit
         "42704" if message.contains("publication") => {
             error::publication_after_slot(replication).with_origin(failure)
         }
-        "42704" => error::slot_missing(slot, Some(stored)).with_origin(failure),
+        "42704" => error::slot_missing(replication, Some(stored)).with_origin(failure),
         "55000" if lost(&message) => {
             let (_, message) = state_and_message(&failure);
             error::slot_invalidated(slot, &message).with_origin(failure)
@@ -147,7 +149,8 @@ pub(crate) fn copying(failure: Error, table: &Table, config: &PostgresSourceConf
         }
         _ => return failure.with_class(Class::TableBroken).with_table(table.name.clone()),
     };
-    error.with_class(Class::TableBroken).with_table(table.name.clone()).with_origin(failure)
+    let cure = error.cure().cloned().unwrap_or_default().resync_table(&table.name);
+    error.with_cure(cure).with_class(Class::TableBroken).with_table(table.name.clone()).with_origin(failure)
 }
 
 /// Statements that raise a limit which counts after a restart.

@@ -121,7 +121,7 @@ async fn a_table_that_is_not_published_is_added() -> Result<()> {
         managed.replication.manage = Manage::Create;
         let error = failing(&managed, &target).await?;
         let cure = told(&error, "source.table_not_in_publication")?;
-        ensure!(cure.lines.iter().any(|line| line.contains("resync")), "{cure:?}");
+        ensure!(!cure.commands.is_empty(), "{cure:?}");
         paste(&database, &cure).await?;
         succeeding(&config, &MemoryTarget::default()).await?;
     }

@@ -55,7 +55,8 @@ impl Database {
     /// Opens the file, or shares it with who has it open in this process: its settings are then those of the first.
     pub(crate) fn open(config: &DuckdbConfig) -> Result<Arc<Database>> {
         let doing = format!("opening {}", config.path.display());
-        let path = resolved(&config.path).map_err(|failure| unusable(&doing).with_origin(failure))?;
+        let path =
+            resolved(&config.path).map_err(|failure| unusable(&doing, &config.path).with_origin(failure))?;
         let mut open = OPEN.lock();
         while let Some(database) = open.get(&path) {
             if let Some(database) = database.upgrade() {
@@ -67,7 +68,7 @@ impl Database {
         let settings = settings(config).map_err(|failure| refused(&doing, failure))?;
         let root = Connection::open_with_flags(&path, settings).map_err(|failure| {
             let error = refused(&doing, failure);
-            if error.code() == STATEMENT { unusable(&doing).with_origin(error) } else { error }
+            if error.code() == STATEMENT { unusable(&doing, &path).with_origin(error) } else { error }
         })?;
         let database = Arc::new(Database {
             path: path.clone(),
@@ -118,10 +119,29 @@ impl Session {
     }
 }
 
-fn unusable(doing: &str) -> Error {
-    Error::task_broken(FILE, format!("{doing}: it is not a DuckDB file that can be written")).with_cure(Cure::advice(
-        "the folder has to exist and be writable; a file of another program, or of a newer DuckDB, cannot be used",
-    ))
+fn unusable(doing: &str, path: &Path) -> Error {
+    let error = Error::task_broken(FILE, format!("{doing}: it is not a DuckDB file that can be written"));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return error.with_cause(format!("the folder {} does not exist", folder.display())).with_cure(
+            Cure::advice("make the folder, or correct the path of the connection in the task file")
+                .shell("mkdir -p", &folder.to_string_lossy()),
+        );
+    }
+    if path.is_file() {
+        return error
+            .with_cause("this user may not write it, or it is another program's or a newer DuckDB's")
+            .with_cure(
+                Cure::advice(
+                    "let this user write it, or name another file: path of the connection in the task file",
+                )
+                .shell("ls -l", &path.to_string_lossy()),
+            );
+    }
+    error
+        .with_cure(Cure::advice(
+            "make the folder, let this user write to it, or name another file: path of the connection in the task file",
+        ))
 }
 
 fn settings(config: &DuckdbConfig) -> duckdb::Result<Config> {

@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use pgferry_columnar::encode_column;
 use pgferry_model::{Batch, Error, Result, Table};
 
-use crate::error::{STATEMENT, unfit};
+use crate::error::{STATEMENT, mistake, unfit};
 use crate::mapping::ColumnType;
 
 /// The columns of one table, ready to encode.
@@ -62,6 +62,7 @@ impl Encoder {
                 table.name.clone(),
                 format!("rows of {} do not make a batch", table.name),
             )
+            .with_cure(mistake().resync_table(&table.name))
             .with_origin(failure)
         })
     }

@@ -31,14 +31,18 @@ pub const OUT_OF_MEMORY: Code = Code::new("target.out_of_memory");
 /// DuckDB refused a statement.
 pub const STATEMENT: Code = Code::new("target.statement_refused");
 
+/// What to do about a mistake of our own.
+pub(crate) fn mistake() -> Cure {
+    Cure::advice("report it with the log and the table's definition: a mistake in pgferry, not in your data")
+}
+
 /// An error of DuckDB while doing something.
 pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
     let text = failure.to_string();
     let has = |part: &str| text.contains(part);
     let problem = |what: &str| format!("{doing}: {what}");
     let error = if has("Could not set lock on file") || has("Conflicting lock") {
-        Error::task_broken(LOCKED, problem("another process has the DuckDB file open"))
-            .with_cure(Cure::advice("close the process that the cause names; DuckDB lets one process write a file, and readers wait meanwhile"))
+        locked(problem("another process has the DuckDB file open"), &text)
     } else if has("No space left") {
         Error::task_broken(DISK_FULL, problem("the disk is full"))
             .with_cure(Cure::advice("make room, then start the task again: it goes on where it stopped"))
@@ -51,10 +55,25 @@ pub(crate) fn refused(doing: &str, failure: duckdb::Error) -> Error {
             .with_cure(Cure::advice("raise memory_limit of the DuckDB connection"))
     } else if has("Conflict on") || has("TransactionContext Error: Conflict") || has("write-write conflict") {
         Error::new(STATEMENT, Class::Transient, problem("a conflict with another transaction"))
+            .with_cure(Cure::advice("it is tried again; let nothing else write the tables of a task"))
     } else {
-        Error::task_broken(STATEMENT, problem("DuckDB refused a statement"))
+        Error::task_broken(STATEMENT, problem("DuckDB refused a statement")).with_cure(Cure::advice(
+            "where the cause names a table that something else altered, copy that table again; else report it with the log",
+        ))
     };
     error.with_origin(failure)
+}
+
+/// DuckDB's text names the process: `Conflicting lock is held in /usr/bin/duckdb (PID 4711). See also ...`.
+fn locked(problem: String, text: &str) -> Error {
+    let holder = text.split_once("lock is held in ").and_then(|(_, rest)| rest.split_once(". See"));
+    let error = Error::task_broken(LOCKED, problem).with_cure(Cure::advice(
+        "end the process that the cause names, or wait for its end: DuckDB lets one process write a file, and no other read it meanwhile",
+    ));
+    match holder {
+        Some((holder, _)) => error.with_cause(format!("{holder} has it open")),
+        None => error,
+    }
 }
 
 /// A value that its column cannot hold.
@@ -66,20 +85,30 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
     )
     .with_cause("values are never changed to make them fit")
     .with_cure(
-        Cure::advice("carry the column as text, then copy the table again: add the line to its entry under [[tasks.NAME.tables]]")
-            .line(format!("columns.{column} = {{ type = \"string\" }}")),
+        Cure::advice("carry the column as text: add the line to the table's entry under [[tasks.NAME.tables]], then copy the table again")
+            .line(format!("columns.{} = {{ type = \"string\" }}", toml_key(column)))
+            .resync_table(table),
     )
+}
+
+/// A name as a key of the task file.
+fn toml_key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }
 
 /// A table that the task has made is not there any more.
 pub(crate) fn table_gone(table: &TableName, name: &TableName) -> Error {
     Error::table_broken(TABLE_GONE, table.clone(), format!("table {name} was dropped from the DuckDB file"))
         .with_cause("the task had made it, and changes since its copy would have nowhere to go")
-        .with_cure(Cure::advice(format!("copy the table again: pgferry resync FILE --table {table}")))
+        .with_cure(Cure::advice("stop the task, copy the table again, start it").resync_table(table))
 }
 
 /// Another process has raised the epoch.
 pub(crate) fn fenced() -> Error {
     Error::task_broken(FENCED, "another process runs this task: nothing of this one is written any more")
+        .with_cause(
+            "the other one was started later and has taken the task over, so that no row is written twice",
+        )
         .with_cure(Cure::advice("let one process run a task; stop one of the two"))
 }

@@ -10,8 +10,8 @@ use arrow::datatypes::{
     DataType as ArrowType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, UInt32Type,
 };
 use async_trait::async_trait;
-use pgferry_model::{Error, Result, Table};
-use pgferry_pipeline::error::WORKER_LOST;
+use pgferry_model::{Cure, Error, Result, Table};
+use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Inspect, TextRow};
 
 use crate::DuckdbTarget;
@@ -58,7 +58,7 @@ impl Inspect for DuckdbTarget {
 }
 
 fn lost_thread(lost: tokio::task::JoinError) -> Error {
-    Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result").with_origin(lost)
+    worker_lost("a thread of the DuckDB target ended without a result").with_origin(lost)
 }
 
 fn read_sorted(connection: &duckdb::Connection, statement: &str, order: &[usize]) -> Result<Vec<TextRow>> {
@@ -138,7 +138,11 @@ fn text(array: &dyn Array, row: usize) -> Result<Option<String>> {
         None => Err(Error::task_broken(
             STATEMENT,
             format!("a column of type {} cannot be shown as PostgreSQL's text", array.data_type()),
-        )),
+        )
+        .with_cause("something else than this task has made or altered the table")
+        .with_cure(Cure::advice(
+            "leave the table out, or have the task make it: if_target_exists = \"replace\"",
+        ))),
     }
 }
 

@@ -10,7 +10,7 @@
 
 use duckdb::{Connection, params};
 use pgferry_model::{
-    Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId,
+    Cure, Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId,
 };
 
 use crate::error::{STATEMENT, fenced, refused};
@@ -72,10 +72,11 @@ pub(crate) fn read(connection: &Connection, task: &TaskId) -> Result<Progress> {
         .map_err(asking)?;
     let (format, epoch, position, system_id, timeline, database, slot) = row;
     if format > FORMAT {
-        return Err(Error::task_broken(
-            STATEMENT,
-            "the file was written by a newer pgferry; use that version",
-        ));
+        return Err(Error::task_broken(STATEMENT, "the file was written by a newer pgferry")
+            .with_cause(format!(
+                "what it holds of the task is in form {format}; this version knows {FORMAT} at most"
+            ))
+            .with_cure(Cure::advice("use that version or a later one, or name another file")));
     }
     let source = system_id.map(|system_id| SourceIdentity {
         system_id,
@@ -134,8 +135,13 @@ fn state_of(word: &str, code: Option<String>, problem: Option<String>) -> TableS
 }
 
 fn parse(text: &str) -> Result<Position> {
-    text.parse()
-        .map_err(|wrong| Error::task_broken(STATEMENT, "the stored position is damaged").with_origin(wrong))
+    text.parse().map_err(|wrong| {
+        Error::task_broken(STATEMENT, "the stored position is damaged")
+            .with_cure(Cure::advice(
+                "restore the file from a backup, or start with a new file: every table is copied again",
+            ))
+            .with_origin(wrong)
+    })
 }
 
 /// Refuses when the epoch is another's. Reads only: commits that store no position use it.

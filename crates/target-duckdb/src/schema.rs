@@ -60,9 +60,14 @@ pub(crate) fn create_statements(name: &TableName, table: &Table, types: &[Column
 pub(crate) fn verify_names(table: &Table, name: &TableName) -> Result<()> {
     if name.schema.eq_ignore_ascii_case("pgferry") {
         let problem = format!("{}: the schema pgferry of the DuckDB file is pgferry's own", table.name);
-        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem).with_cure(
-            Cure::advice("give the table another schema: target in the table's entry of the task file"),
-        ));
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("what pgferry knows of its tasks is kept there")
+            .with_cure(
+                Cure::advice(
+                    "give the table another schema: the line stands in the table's entry of the task file",
+                )
+                .line(format!("target = \"main.{}\"", table.name.name)),
+            ));
     }
     let mut seen = std::collections::HashMap::new();
     for column in &table.columns {
@@ -75,9 +80,11 @@ pub(crate) fn verify_names(table: &Table, name: &TableName) -> Result<()> {
                     column.name, table.name
                 ),
             )
-            .with_cure(Cure::advice(
-                "leave one of them out: exclude_columns in the table's entry of the task file",
-            )));
+            .with_cause("PostgreSQL tells names apart by case, DuckDB does not")
+            .with_cure(
+                Cure::advice("leave one of them out: the line stands in the table's entry of the task file")
+                    .line(format!("exclude_columns = [{:?}]", column.name)),
+            ));
         }
     }
     Ok(())
@@ -173,5 +180,6 @@ pub(crate) fn verify_existing(
         table.name.clone(),
         format!("{name} in the DuckDB file has other columns: {}", wrong.join(", ")),
     )
+    .with_cause("rows are written only where names and types are those of the source's table")
     .with_cure(cure.run_as("you, in the DuckDB file")))
 }

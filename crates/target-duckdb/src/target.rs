@@ -9,7 +9,7 @@ use pgferry_model::{
     CellFormat, Class, Column, Cure, Delivery, Error, Finding, Position, Progress, Result, SourceIdentity,
     Table, TableName, TableState, TaskId,
 };
-use pgferry_pipeline::error::{SCHEMA_CHANGE_BLOCKED, WORKER_LOST};
+use pgferry_pipeline::error::{SCHEMA_CHANGE_BLOCKED, worker_lost};
 use pgferry_pipeline::{
     ChangeForm, ChunkRows, ColumnMapping, CopyMark, IfTargetExists, Inspect, Receipt, SchemaChange,
     TableChanges, TablePlan, Target, Wants, failpoint,
@@ -76,8 +76,7 @@ impl DuckdbTarget {
         let target = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&target)).await;
         done.unwrap_or_else(|lost| {
-            Err(Error::transient(WORKER_LOST, "a thread of the DuckDB target ended without a result")
-                .with_origin(lost))
+            Err(worker_lost("a thread of the DuckDB target ended without a result").with_origin(lost))
         })
     }
 
@@ -119,6 +118,7 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     if is_view(connection, &name)? {
         let problem = format!("the DuckDB file has a view {name}, not a table");
         return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
+            .with_cause("rows can be written to a table only")
             .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
     }
     let found = existing(connection, &name)?;
@@ -247,9 +247,12 @@ fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> 
 }
 
 fn table_exists(table: &Table, name: &str) -> Error {
-    Error::table_broken(TABLE_EXISTS, table.name.clone(), format!("the DuckDB file has a table {name} already")).with_cure(
+    Error::table_broken(TABLE_EXISTS, table.name.clone(), format!("the DuckDB file has a table {name} already"))
+        .with_cause("this task did not make it, so its rows may be somebody else's")
+        .with_cure(
         Cure::advice("say what to do with it, in the table's entry of the task file: append, truncate or replace; or give the target another name")
-            .line("if_target_exists = \"replace\""),
+            .line("if_target_exists = \"replace\"")
+            .resync_table(&table.name),
     )
 }
 
@@ -471,7 +474,11 @@ impl Target for DuckdbTarget {
             SCHEMA_CHANGE_BLOCKED,
             table.clone(),
             format!("the columns of {table} changed"),
-        ))
+        )
+        .with_cause(
+            "rows that are there already may lack the new values, so the change is not applied by itself",
+        )
+        .with_cure(Cure::advice("stop the task, copy the table again, start it").resync_table(table)))
     }
 
     async fn check(&self, plans: &[TablePlan]) -> Result<Vec<Finding>> {

@@ -19,14 +19,14 @@ use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::RecordBatch;
 use duckdb::{Appender, Connection};
 use pgferry_model::{
-    Batch, Cell, Delivery, Error, Position, Result, Slice, Table, TableId, TableName, TaskId,
+    Batch, Cell, Cure, Delivery, Error, Position, Result, Slice, Table, TableId, TableName, TaskId,
 };
 use pgferry_pipeline::{ChunkRows, Compacted, Receipt, TableChanges, Upsert, failpoint};
 
 use crate::config::DuckdbConfig;
 use crate::database::Session;
 use crate::encode::Encoder;
-use crate::error::{ROW_MISSING, SLICES_LOST, STATEMENT, refused};
+use crate::error::{ROW_MISSING, SLICES_LOST, STATEMENT, mistake, refused};
 use crate::progress;
 use crate::schema::{column_types, in_order, qualified, quote, target_name};
 
@@ -154,7 +154,10 @@ impl Writer {
                 SLICES_LOST,
                 "earlier slices of a transaction were dropped after an error",
             )
-            .with_cause("the rest of a transaction is never written without its beginning"));
+            .with_cause("the rest of a transaction is never written without its beginning")
+            .with_cure(Cure::advice(
+                "nothing: the transaction is read and written again from its beginning",
+            )));
         }
         let written = self.write(config, task, epoch, delivery);
         if written.is_err() {
@@ -197,7 +200,9 @@ impl Writer {
                     return Err(Error::task_broken(
                         STATEMENT,
                         format!("{}: a DuckDB table takes one final change per key", batch.table().name),
-                    ));
+                    )
+                    .with_cause("a mistake in pgferry: the engine did not bring the changes into that form")
+                    .with_cure(mistake()));
                 }
             }
         }
@@ -370,6 +375,7 @@ impl Work<'_> {
         arrays.push(Arc::new(Int32Array::from(groups)));
         RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|failure| {
             Error::task_broken(STATEMENT, format!("{}: rows do not make a batch", self.doing))
+                .with_cure(mistake())
                 .with_origin(failure)
         })
     }
@@ -395,10 +401,13 @@ impl Work<'_> {
                 "an update of {table} leaves a large value as it was, but the DuckDB table lacks the row"
             ),
         )
-        .with_cause("rows of the DuckDB table were deleted or changed by something else")
-        .with_cure(pgferry_model::Cure::advice(format!(
-            "copy the table again: pgferry resync FILE --table {table}"
-        )))
+        .with_cause("something else deleted or changed rows of the DuckDB table, or snapshot_where left the row out of the copy")
+        .with_cure(
+            Cure::advice(
+                "stop the task, copy the table again, start it. With snapshot_where, first have the source send whole rows: REPLICA IDENTITY FULL",
+            )
+            .resync_table(table),
+        )
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgferry_model::{Cure, Error, Result, TaskId};
+use pgferry_model::{Cure, Error, Result, TaskCommand, TaskId};
 use pgferry_pipeline::{Settings, Source, Target};
 
 use crate::registry;
@@ -37,7 +37,9 @@ pub fn select<'a>(spec: &'a Spec, names: &[String]) -> Result<Vec<&'a TaskSpec>>
         let known: Vec<&str> = spec.tasks.iter().map(|task| task.id.as_str()).collect();
         let problem = format!("{} has no task `{name}`", spec.file.display());
         let cure = Cure::advice(format!("its tasks are: {}", known.join(", ")));
-        return Err(Error::task_broken(UNKNOWN_TASK, problem).with_cure(cure));
+        return Err(Error::task_broken(UNKNOWN_TASK, problem)
+            .with_cause("a task's name is what stands after `tasks.` in its section")
+            .with_cure(cure));
     }
     let wanted = |task: &&TaskSpec| names.is_empty() || names.iter().any(|name| name == task.id.as_str());
     Ok(spec.tasks.iter().filter(wanted).collect())
@@ -53,8 +55,8 @@ pub fn verify_together(spec: &Spec, tasks: &[&TaskSpec]) -> Result<()> {
             let problem =
                 format!("tasks {} and {} write the same DuckDB file, {}", other.id, task.id, path.display());
             let cure = Cure::advice("give each task a file of its own, or run them one after the other")
-                .line(format!("pgferry run {} --task {}", spec.file.display(), other.id))
-                .line(format!("pgferry run {} --task {}", spec.file.display(), task.id));
+                .command(TaskCommand::Run(Some(other.id.clone())))
+                .command(TaskCommand::Run(Some(task.id.clone())));
             return Err(Error::task_broken(CONFLICT, problem)
                 .with_cause("a DuckDB file takes one writer at a time")
                 .with_cure(cure));

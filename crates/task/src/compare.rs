@@ -11,6 +11,9 @@
 //! chance of about rows² / 2^128. Why not row by row in key order: the two sides need not agree on an order, tables
 //! without a key compare the same way, and nothing but 16 bytes a row is held in memory.
 //!
+//! Where they differ, both sides are read once more for the keys of the first few rows that only one of them has: keys only, as an
+//! answer to whoever asked for the comparison, never for a log.
+//!
 //! Limits: [`ROWS_MAX`] rows per table.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -29,9 +32,11 @@ pub const TOO_LARGE: Code = Code::new("compare.too_large");
 /// Rows per table at most: 16 bytes each, twice.
 pub const ROWS_MAX: usize = 50_000_000;
 const ROWS_PER_FETCH: usize = 5_000;
+/// Keys that are named, per side.
+const KEYS_MAX: usize = 5;
 
 /// How a table's two sides compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Compared {
     /// Rows of the source.
     pub source_rows: u64,
@@ -41,6 +46,10 @@ pub struct Compared {
     pub only_source: u64,
     /// Rows that only the target has.
     pub only_target: u64,
+    /// Keys of some rows that only the source has, as `id=7`. Not for logs: a key is a value.
+    pub keys_source: Vec<String>,
+    /// Keys of some rows that only the target has.
+    pub keys_target: Vec<String>,
 }
 
 impl Compared {
@@ -56,10 +65,52 @@ pub async fn compare(source: &ConnectionConfig, target: &dyn Inspect, table: &Ta
     let mut theirs: Vec<u128> = Vec::new();
     let mut each = |row: TextRow| add(&mut theirs, &print, &row, table);
     target.rows(table, None, &mut each).await?;
-    let mut ours = read_source(source, table, &print).await?;
+    let mut ours: Vec<u128> = Vec::new();
+    read_source(source, table, &mut |row| add(&mut ours, &print, row, table)).await?;
     ours.sort_unstable();
     theirs.sort_unstable();
-    Ok(difference(&ours, &theirs))
+    let (mut compared, only) = difference(&ours, &theirs);
+    if !compared.equal() && !table.key.is_empty() {
+        let mut keys = Vec::new();
+        read_source(source, table, &mut |row| name_key(&mut keys, &print, row, table, &only.source)).await?;
+        compared.keys_source = std::mem::take(&mut keys);
+        let mut each = |row: TextRow| name_key(&mut keys, &print, &row, table, &only.target);
+        target.rows(table, None, &mut each).await?;
+        compared.keys_target = keys;
+    }
+    Ok(compared)
+}
+
+/// Fingerprints of some rows that only one side has.
+#[derive(Default)]
+struct Only {
+    source: Vec<u128>,
+    target: Vec<u128>,
+}
+
+impl Only {
+    fn note(prints: &mut Vec<u128>, print: u128) {
+        if prints.len() < KEYS_MAX {
+            prints.push(print);
+        }
+    }
+}
+
+fn name_key(
+    keys: &mut Vec<String>,
+    print: &Fingerprint,
+    row: &[Option<String>],
+    table: &Table,
+    wanted: &[u128],
+) -> Result<()> {
+    if keys.len() < KEYS_MAX && wanted.contains(&print.of(row)) {
+        let part = |&at: &usize| {
+            let value = row.get(at).and_then(Option::as_deref).unwrap_or("NULL");
+            format!("{}={value}", table.columns.get(at).map_or("?", |column| &column.name))
+        };
+        keys.push(table.key.iter().map(part).collect::<Vec<_>>().join(" "));
+    }
+    Ok(())
 }
 
 struct Fingerprint(RandomState, RandomState);
@@ -92,40 +143,46 @@ fn add(prints: &mut Vec<u128>, print: &Fingerprint, row: &[Option<String>], tabl
     if prints.len() >= ROWS_MAX {
         let problem =
             format!("{} has more than {ROWS_MAX} rows, which a comparison takes at most", table.name);
-        return Err(Error::task_broken(TOO_LARGE, problem).with_table(table.name.clone()).with_cure(
-            Cure::advice("compare the number of rows, or parts of the table by a query of your own"),
-        ));
+        return Err(Error::task_broken(TOO_LARGE, problem)
+            .with_table(table.name.clone())
+            .with_cause("16 bytes of each row are held in memory, twice")
+            .with_cure(Cure::advice(
+                "compare the number of rows, or parts of the table by a query of your own",
+            )));
     }
     prints.push(print.of(row));
     Ok(())
 }
 
-async fn read_source(source: &ConnectionConfig, table: &Table, print: &Fingerprint) -> Result<Vec<u128>> {
+async fn read_source(
+    source: &ConnectionConfig,
+    table: &Table,
+    each: &mut (dyn FnMut(&[Option<String>]) -> Result<()> + Send),
+) -> Result<()> {
     let mut session = Session::connect(source, Purpose::Query).await?;
     session.simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     session.simple_query(&format!("DECLARE rows NO SCROLL CURSOR FOR {}", select(table))).await?;
-    let mut prints = Vec::new();
     loop {
         let rows = session.simple_query(&format!("FETCH {ROWS_PER_FETCH} FROM rows")).await?;
         for row in &rows {
-            add(&mut prints, print, row, table)?;
+            each(row)?;
         }
         if rows.len() < ROWS_PER_FETCH {
             break;
         }
     }
     session.simple_query("COMMIT").await?;
-    session.close().await?;
-    Ok(prints)
+    session.close().await
 }
 
 /// Walks two sorted lists in step.
-fn difference(source: &[u128], target: &[u128]) -> Compared {
+fn difference(source: &[u128], target: &[u128]) -> (Compared, Only) {
     let mut compared = Compared {
         source_rows: source.len() as u64,
         target_rows: target.len() as u64,
         ..Compared::default()
     };
+    let mut only = Only::default();
     let (mut here, mut there) = (0, 0);
     while here < source.len() || there < target.len() {
         match (source.get(here), target.get(there)) {
@@ -133,21 +190,20 @@ fn difference(source: &[u128], target: &[u128]) -> Compared {
                 here += 1;
                 there += 1;
             }
-            (Some(a), Some(b)) if a > b => {
-                compared.only_target += 1;
-                there += 1;
-            }
-            (Some(_), _) => {
+            (Some(&a), theirs) if theirs.is_none_or(|&b| a < b) => {
                 compared.only_source += 1;
+                Only::note(&mut only.source, a);
                 here += 1;
             }
-            (None, _) => {
+            (_, Some(&b)) => {
                 compared.only_target += 1;
+                Only::note(&mut only.target, b);
                 there += 1;
             }
+            (_, None) => break,
         }
     }
-    compared
+    (compared, only)
 }
 
 #[cfg(test)]
@@ -164,7 +220,7 @@ mod tests {
             prints.sort_unstable();
             prints
         };
-        difference(&prints(source), &prints(target))
+        difference(&prints(source), &prints(target)).0
     }
 
     #[test]

@@ -79,7 +79,9 @@ fn from_url(
     if let Some((key, _, option)) = both.into_iter().find(|(_, there, option)| *there && says(option)) {
         let problem =
             format!("connections.{}: `{key}` and the url's `{option}` exclude each other", connection.name);
-        return Err(Error::task_broken(CONFLICT, problem).with_cure(Cure::advice("keep one of them")));
+        return Err(Error::task_broken(CONFLICT, problem)
+            .with_cause("two places say the same thing, and one of them would be ignored")
+            .with_cure(Cure::advice("keep one of them")));
     }
     if !says("application_name") {
         config.application_name = application_name;
@@ -97,10 +99,12 @@ fn verify_tls(connection: &PostgresConnection, config: &ConnectionConfig) -> Res
         _ => return Ok(()),
     };
     let problem = format!("connections.{} has {useless} (ssl_mode {})", connection.name, tls.mode.as_str());
-    Err(Error::task_broken(CONFLICT, problem).with_cure(
-        Cure::advice("let the server be verified, or take the certificate out")
-            .line("ssl_mode = \"verify-full\""),
-    ))
+    Err(Error::task_broken(CONFLICT, problem)
+        .with_cause("this ssl_mode does not use it, and a key without an effect is a mistake")
+        .with_cure(
+            Cure::advice("let the server be verified, or take the certificate out")
+                .line("ssl_mode = \"verify-full\""),
+        ))
 }
 
 /// A session for questions, for callers above that do not know the crate below.
@@ -110,15 +114,18 @@ pub async fn session(config: &ConnectionConfig) -> Result<Session> {
 
 /// A secret's text. Never logged; the error names the place only.
 pub fn reveal(source: &SecretSource, place: &str) -> Result<String> {
-    let missing = |what: String, cure: String| {
-        Error::task_broken(SECRET_MISSING, format!("{place}: {what}")).with_cure(Cure::advice(cure))
+    let missing = |what: String, cure: Cure| {
+        Error::task_broken(SECRET_MISSING, format!("{place}: {what}"))
+            .with_cause("the task file names where the secret is, so that it holds none itself")
+            .with_cure(cure)
     };
     match source {
         SecretSource::Plain(text) => Ok(text.clone()),
         SecretSource::Env(name) => std::env::var(name).map_err(|_| {
             missing(
                 format!("the environment variable {name} is not set"),
-                format!("set {name} before the start"),
+                Cure::advice("set it in the environment that pgferry starts in; in bash and zsh the line asks for it without showing it")
+                    .line(format!("read -rs {name} && export {name}")),
             )
         }),
         SecretSource::File(path) => {
@@ -133,7 +140,7 @@ pub fn reveal(source: &SecretSource, place: &str) -> Result<String> {
             let text = text.map_err(|why| {
                 missing(
                     format!("the file {path} {why}"),
-                    "write the secret into that file, readable for this user".into(),
+                    Cure::advice("write the secret into that file, readable for this user alone").shell("ls -l", path),
                 )
             })?;
             let text = text.strip_suffix('\n').unwrap_or(&text);

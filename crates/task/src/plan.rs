@@ -35,6 +35,8 @@ pub struct PlannedTable {
     pub rows: u64,
     /// Bytes of heap and TOAST.
     pub bytes: u64,
+    /// Chunks that its copy would have; `None` where the source cannot tell before.
+    pub chunks: Option<usize>,
     /// Whether it follows the stream; without a key it is carried by snapshot only.
     pub streams: bool,
     /// The statements that would make it in the target.
@@ -81,6 +83,7 @@ pub async fn plan(spec: &Spec, task: &TaskSpec) -> Result<Planned> {
             target: plan.table.target_name.clone(),
             rows: plan.table.rows_estimated,
             bytes: plan.table.bytes,
+            chunks: source.chunks_estimated(&plan.table).await?,
             streams: streams && !plan.table.key.is_empty(),
             ddl: target.describe(&plan).await?,
         });

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use pgferry_model::{Error, Result};
-use pgferry_pipeline::error::WORKER_LOST;
+use pgferry_model::{Cure, Error, Result};
+use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Source, Target};
 use pgferry_source_postgres as source_postgres;
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
@@ -44,6 +44,12 @@ fn no_such(role: &str, name: &str, found: Option<&Connection>) -> Error {
         None => format!("there is no connection `{name}`"),
     };
     Error::task_broken(CONFLICT, problem)
+        .with_cause(format!(
+            "sources are of kind {}, targets of kind {}",
+            SOURCE_KINDS.join(", "),
+            TARGET_KINDS.join(", ")
+        ))
+        .with_cure(Cure::advice(format!("name another connection as the task's {role}")))
 }
 
 fn postgres_source(connection: &PostgresConnection, task: &TaskSpec) -> Result<PostgresSourceConfig> {
@@ -90,8 +96,8 @@ async fn duckdb_target(connection: &DuckdbConnection, task: &TaskSpec) -> Result
     }
     // Opening a file waits for the disk.
     let connecting = tokio::task::spawn_blocking(move || DuckdbTarget::connect(config));
-    let target = connecting.await.map_err(|lost| {
-        Error::transient(WORKER_LOST, "opening the DuckDB file was cut off").with_origin(lost)
-    })??;
+    let target = connecting
+        .await
+        .map_err(|lost| worker_lost("opening the DuckDB file was cut off").with_origin(lost))??;
     Ok(Arc::new(target))
 }

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use pgferry_model::{Code, Cure, Error, Position, Result, TableName, TableState};
+use pgferry_model::{Code, Cure, Error, Position, Result, TableName, TableState, TaskCommand};
 use pgferry_pipeline::SyncMode;
 use pgferry_source_postgres::error::{SLOT_AHEAD, SLOT_INVALIDATED, SLOT_MISSING};
 
@@ -67,7 +67,7 @@ pub async fn look(spec: &Spec, task: &TaskSpec, wanted: &[TableName]) -> Result<
     if let Some(Connection::Duckdb(file)) = spec.connections.get(&task.target)
         && !file.path.exists()
     {
-        return Err(nothing_held(spec, task, &format!("{} is not there yet", file.path.display())));
+        return Err(nothing_held(task, &format!("{} is not there yet", file.path.display())));
     }
     let target = registry::target(spec, task).await?;
     let progress = target.open(&task.id).await;
@@ -85,7 +85,7 @@ pub async fn look(spec: &Spec, task: &TaskSpec, wanted: &[TableName]) -> Result<
         Err(why) => return Err(why),
     };
     if progress.tables.is_empty() && lost.is_none() {
-        return Err(nothing_held(spec, task, "the target holds nothing of it"));
+        return Err(nothing_held(task, "the target holds nothing of it"));
     }
     let names: BTreeSet<&TableName> = wanted.iter().collect();
     let mut tables: Vec<HeldTable> = progress
@@ -132,14 +132,10 @@ async fn old_slot(spec: &Spec, task: &TaskSpec) -> Result<Option<Slot>> {
     }
 }
 
-fn nothing_held(spec: &Spec, task: &TaskSpec, why: &str) -> Error {
-    Error::task_broken(NOTHING_HELD, format!("task {} has nothing to copy again: {why}", task.id)).with_cure(
-        Cure::advice("start it: the first run copies every table").line(format!(
-            "pgferry run {} --task {}",
-            spec.file.display(),
-            task.id
-        )),
-    )
+fn nothing_held(task: &TaskSpec, why: &str) -> Error {
+    Error::task_broken(NOTHING_HELD, format!("task {} has nothing to copy again: {why}", task.id))
+        .with_cause("tables can be copied again once a run has copied them")
+        .with_cure(Cure::advice("start it: the first run copies every table").command(TaskCommand::Run(None)))
 }
 
 fn copies_nothing(task: &TaskSpec) -> Error {
@@ -147,10 +143,12 @@ fn copies_nothing(task: &TaskSpec) -> Error {
         CONFLICT,
         format!("task {} copies no tables (sync_mode = \"cdc_only\"), so none can be copied again", task.id),
     )
+    .with_cause("it carries changes only; the rows from before came by another way")
     .with_cure(
         Cure::advice(
             "let it copy, in the task file, then resync again; the rows that the target holds are replaced",
         )
-        .line("sync_mode = \"snapshot_cdc\""),
+        .line("sync_mode = \"snapshot_cdc\"")
+        .resync(),
     )
 }

@@ -57,9 +57,9 @@ pub async fn drop(spec: &Spec, connection: &PostgresConnection, name: &str, forc
         let known: Vec<&str> = slots.iter().map(|slot| slot.name.as_str()).collect();
         let known = if known.is_empty() { "the server has none".to_owned() } else { known.join(", ") };
         let problem = format!("{} has no slot `{name}`", connection.name);
-        return Err(
-            Error::task_broken(SLOT_UNKNOWN, problem).with_cure(Cure::advice(format!("its slots: {known}")))
-        );
+        return Err(Error::task_broken(SLOT_UNKNOWN, problem)
+            .with_cause("it is mistyped, dropped already, or on another server")
+            .with_cure(Cure::advice(format!("its slots: {known}"))));
     };
     if let Some(pid) = slot.active_pid {
         if !force {

@@ -10,7 +10,9 @@ use super::Ended;
 use crate::arguments::FileAndTasks;
 use crate::errors::{finding_json, finding_text};
 use crate::exit_code::ExitCode;
+use crate::figures::plural;
 use crate::output::Output;
+use crate::place::Place;
 
 pub(super) async fn run(selection: &FileAndTasks, output: &Output) -> Ended {
     let spec = spec::read_file(&selection.file)?;
@@ -24,26 +26,28 @@ pub(super) async fn run(selection: &FileAndTasks, output: &Output) -> Ended {
             *total += checked.count(outcome);
         }
         code = code.worse(ExitCode::of_findings(checked.findings.iter()));
-        output.data(&text(&checked, &format!("{} → {}", task.source, task.target), output));
-        results.push(json(&checked));
+        let place = Place::task(&spec, task);
+        output.data(&text(&checked, &format!("{} → {}", task.source, task.target), &place, output));
+        results.push(json(&checked, &place));
     }
     let [passed, warnings, failed] = counts;
-    let summary = format!("{passed} passed · {warnings} warnings · {failed} failed");
+    let summary = format!("{passed} passed · {} · {failed} failed", plural(warnings as u64, "warning"));
     output.data(&format!("\nSummary: {summary}"));
     output.result(code == ExitCode::Success, &summary, &Value::Array(results));
     Ok(code)
 }
 
-fn text(checked: &Checked, way: &str, output: &Output) -> String {
+fn text(checked: &Checked, way: &str, place: &Place, output: &Output) -> String {
     let paint = output.paint_data;
     let mut lines = vec![format!("{}  {way}", paint.strong(&checked.task))];
     // What needs a person comes last: that is where the eye is when the command has ended.
     let mut findings: Vec<_> = checked.findings.iter().collect();
     findings.sort_by_key(|finding| finding.outcome);
-    lines.extend(findings.iter().map(|finding| format!("  {}", finding_text(finding, &paint))));
+    lines.extend(findings.iter().map(|finding| format!("  {}", finding_text(finding, place, &paint))));
     lines.join("\n")
 }
 
-fn json(checked: &Checked) -> Value {
-    json!({ "task": checked.task, "findings": checked.findings.iter().map(finding_json).collect::<Vec<_>>() })
+fn json(checked: &Checked, place: &Place) -> Value {
+    let findings: Vec<Value> = checked.findings.iter().map(|finding| finding_json(finding, place)).collect();
+    json!({ "task": checked.task, "findings": findings })
 }

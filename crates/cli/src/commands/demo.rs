@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgferry_model::{Cure, Error, Position};
+use pgferry_pipeline::error::worker_lost;
 use pgferry_pipeline::{Monitor, Phase, RunEnd};
 use pgferry_task::build::{Built, build};
 use pgferry_task::demo::{self, DemoServer, FILE_EXISTS, NOT_CAUGHT_UP, Proof, Traffic};
@@ -17,11 +18,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Ended;
+use super::preview::shown;
 use crate::arguments::DemoArguments;
-use crate::errors::Failure;
+use crate::errors::{FILE_UNWRITABLE, Failure};
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, count, duration, table};
 use crate::output::Output;
+use crate::place::shell_path;
 use crate::progress::{Progress, Shown};
 use crate::signals::stop_on_signals;
 
@@ -140,7 +143,7 @@ async fn catch_up(
     if !reached {
         let problem =
             format!("the target did not reach the source's end within {}", duration(CATCH_UP_LIMIT));
-        return Err(Error::task_broken(NOT_CAUGHT_UP, problem).into());
+        return Err(not_caught_up(problem).into());
     }
     Ok(Some((end.unwrap_or_default(), changes(&ferry.monitor))))
 }
@@ -193,16 +196,23 @@ async fn end_early(
     if stop.is_cancelled() {
         return Ok(None);
     }
-    Err(Error::task_broken(NOT_CAUGHT_UP, "the task ended before the demo did").into())
+    Err(not_caught_up("the task ended before the demo did").into())
+}
+
+fn not_caught_up(problem: impl Into<String>) -> Error {
+    Error::task_broken(NOT_CAUGHT_UP, problem)
+        .with_cause("this machine is too busy for the demo, or pgferry made a mistake")
+        .with_cure(
+            Cure::advice("try again when the machine is idle, with a log; report it if it comes back")
+                .line("pgferry demo --yes -vv"),
+        )
 }
 
 /// The run's end and its position; a table that was set aside is the demo's failure.
 async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<Option<Position>, Failure> {
-    let end = run.await.map_err(|lost| {
-        let error =
-            Error::task_broken(pgferry_pipeline::error::WORKER_LOST, "the task ended without a result");
-        Failure::from(error.with_origin(lost))
-    })??;
+    let end = run
+        .await
+        .map_err(|lost| Failure::from(worker_lost("the task ended without a result").with_origin(lost)))??;
     match end.set_aside.into_iter().find_map(|aside| aside.error) {
         Some(error) => Err(error.into()),
         None => Ok(end.position),
@@ -210,16 +220,26 @@ async fn finish(run: JoinHandle<Result<RunEnd, Error>>) -> Result<Option<Positio
 }
 
 fn make_room(file: &Path, output: &Output) -> Result<(), Failure> {
+    if let Some(folder) = file.parent().filter(|folder| !folder.is_dir()) {
+        let error = Error::task_broken(FILE_UNWRITABLE, format!("cannot write {}", file.display()))
+            .with_cause(format!("the folder {} does not exist", folder.display()))
+            .with_cure(
+                Cure::advice("make the folder, or name another file with --output")
+                    .shell("mkdir -p", &folder.to_string_lossy()),
+            );
+        return Err(error.into());
+    }
     if !file.exists() {
         return Ok(());
     }
     let refused = |cause: Option<std::io::Error>| {
-        let cure = Cure::advice("name another file with --output, or replace it with --yes");
+        let cure = Cure::advice("name another file with --output, or replace it with --yes")
+            .line(format!("pgferry demo --output {} --yes", shell_path(file)));
         let error =
             Error::task_broken(FILE_EXISTS, format!("{} is there already", file.display())).with_cure(cure);
         Failure::from(match cause {
             Some(cause) => error.with_origin(cause),
-            None => error,
+            None => error.with_cause("the demo never overwrites a file without a yes"),
         })
     };
     let replace = output.confirm(&format!("{} is there already; replace it?", file.display()));
@@ -257,7 +277,20 @@ fn proof_text(proof: &Proof, file: &Path, output: &Output) -> String {
         let verdict = match sides.equal() {
             true => "equal".to_owned(),
             false => {
-                format!("{} only in PostgreSQL, {} only in DuckDB", sides.only_source, sides.only_target)
+                let keys = |keys: &[String]| match keys {
+                    [] => String::new(),
+                    keys => format!(
+                        " ({})",
+                        keys.iter().map(|key| shown(Some(key))).collect::<Vec<_>>().join(", ")
+                    ),
+                };
+                format!(
+                    "{} only in PostgreSQL{}, {} only in DuckDB{}",
+                    sides.only_source,
+                    keys(&sides.keys_source),
+                    sides.only_target,
+                    keys(&sides.keys_target)
+                )
             }
         };
         vec![name.to_string(), count(sides.source_rows), count(sides.target_rows), verdict]
@@ -288,6 +321,7 @@ fn result_json(carried: &Carried, proof: &Proof) -> Value {
         json!({
             "table": name.to_string(), "equal": sides.equal(), "source_rows": sides.source_rows,
             "target_rows": sides.target_rows, "only_source": sides.only_source, "only_target": sides.only_target,
+            "keys_source": sides.keys_source, "keys_target": sides.keys_target,
         })
     };
     json!({

@@ -21,8 +21,10 @@ pub(super) fn run(code: Option<&str>, output: &Output) -> Ended {
     };
     let page = PAGES.iter().find(|(known, _)| *known == code).map(|(_, page)| *page);
     let page = page.ok_or_else(|| {
-        let cure = Cure::advice("list all codes with: pgferry explain");
-        Error::task_broken(UNKNOWN_NAME, format!("there is no error code `{code}`")).with_cure(cure)
+        let cure = Cure::advice("list all codes").line("pgferry explain");
+        Error::task_broken(UNKNOWN_NAME, format!("there is no error code `{code}`"))
+            .with_cause("it is mistyped, or of another version of pgferry")
+            .with_cure(cure)
     })?;
     output.data(page);
     output.result(true, code, &json!({ "code": code, "page": page }));

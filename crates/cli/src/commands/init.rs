@@ -10,6 +10,7 @@ use crate::arguments::{InitArguments, Template};
 use crate::errors::{FILE_EXISTS, FILE_UNWRITABLE, Failure};
 use crate::exit_code::ExitCode;
 use crate::output::Output;
+use crate::place::shell_path;
 
 const DUCKDB: &str = include_str!("../../../../examples/duckdb.toml");
 
@@ -22,12 +23,13 @@ pub(super) fn run(arguments: &InitArguments, output: &Output) -> Ended {
         Template::Duckdb => DUCKDB,
     };
     fs::write(file, text).map_err(|failure| {
-        let cure = Cure::advice("choose another place: pgferry init FILE");
+        let cure = Cure::advice("choose another place, or have the folder made and writable");
         Error::task_broken(FILE_UNWRITABLE, format!("cannot write {path}"))
             .with_origin(failure)
             .with_cure(cure)
     })?;
-    let next = [format!("edit {path}"), format!("pgferry check {path}"), format!("pgferry run {path}")];
+    let word = shell_path(file);
+    let next = [format!("edit {path}"), format!("pgferry check {word}"), format!("pgferry run {word}")];
     output.data(&format!("{path} is written. Next:\n  1. {}\n  2. {}\n  3. {}", next[0], next[1], next[2]));
     output.result(true, &format!("{path} is written"), &json!({ "file": path.to_string(), "next": next }));
     Ok(ExitCode::Success)
@@ -39,8 +41,9 @@ fn overwrite(arguments: &InitArguments, output: &Output) -> Result<bool, Failure
         Ok(answer) => Ok(answer),
         Err(_) => {
             let cure = Cure::advice("name another file, or overwrite it with --yes")
-                .line(format!("pgferry init {path} --yes"));
-            let error = Error::task_broken(FILE_EXISTS, format!("{path} is there already"));
+                .line(format!("pgferry init {} --yes", shell_path(&arguments.file)));
+            let error = Error::task_broken(FILE_EXISTS, format!("{path} is there already"))
+                .with_cause("init never overwrites a file without a yes");
             Err(error.with_cure(cure).into())
         }
     }

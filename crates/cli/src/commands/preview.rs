@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 
 use super::Ended;
 use crate::arguments::PreviewArguments;
-use crate::errors::UNKNOWN_NAME;
+use crate::errors::{Failure, UNKNOWN_NAME};
 use crate::exit_code::ExitCode;
 use crate::figures::{plural, table};
 use crate::output::Output;
+use crate::place::Place;
 
 /// Characters of a value that are shown; programs get all of it.
 const CELL_CHARACTERS_MAX: usize = 40;
@@ -26,7 +27,8 @@ pub(super) async fn run(arguments: &PreviewArguments, output: &Output) -> Ended 
     };
     let mut results = Vec::new();
     for task in select(&spec, &arguments.selection.tasks)? {
-        for table in preview(&spec, task, only.as_ref(), arguments.rows).await? {
+        let at = |failure| Failure::from(failure).at(Place::task(&spec, task));
+        for table in preview(&spec, task, only.as_ref(), arguments.rows).await.map_err(at)? {
             output.data(&text(&table, output));
             results.push(json(task.id.as_str(), &table));
         }
@@ -42,7 +44,9 @@ pub(super) async fn run(arguments: &PreviewArguments, output: &Output) -> Ended 
 
 fn unknown(name: &str) -> Error {
     let cure = Cure::advice("leave --table out to see every table that the tasks select");
-    Error::task_broken(UNKNOWN_NAME, format!("no task selects a table `{name}`")).with_cure(cure)
+    Error::task_broken(UNKNOWN_NAME, format!("no task selects a table `{name}`"))
+        .with_cause("it is mistyped (upper and lower case count), or include and tables of the task file leave it out")
+        .with_cure(cure)
 }
 
 fn fidelity(fidelity: Fidelity) -> &'static str {
@@ -85,7 +89,7 @@ fn text(previewed: &Previewed, output: &Output) -> String {
 }
 
 /// A value on one line, without control characters that a terminal would act on.
-fn shown(cell: Option<&str>) -> String {
+pub(super) fn shown(cell: Option<&str>) -> String {
     let Some(cell) = cell else { return "NULL".to_owned() };
     let mut text: String =
         cell.chars().take(CELL_CHARACTERS_MAX).map(|c| if c.is_control() { '·' } else { c }).collect();

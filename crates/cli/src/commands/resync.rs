@@ -1,6 +1,8 @@
 //! `pgferry resync`: forgets what the target holds of tables, after it has said which and why; the next run copies them again.
 
-use pgferry_model::{Cure, Error, TableName, TableState};
+use std::path::Path;
+
+use pgferry_model::{Cure, Error, TableName, TableState, shell_word};
 use pgferry_task::build::select;
 use pgferry_task::resync::{HeldTable, Resync, forget, look};
 use pgferry_task::spec;
@@ -9,10 +11,11 @@ use serde_json::{Value, json};
 
 use super::Ended;
 use crate::arguments::ResyncArguments;
-use crate::errors::UNKNOWN_NAME;
+use crate::errors::{Failure, UNKNOWN_NAME};
 use crate::exit_code::ExitCode;
 use crate::figures::{bytes, plural, table};
 use crate::output::Output;
+use crate::place::{Place, shell_path};
 
 pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     let spec = spec::read_file(&arguments.selection.file)?;
@@ -22,7 +25,8 @@ pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     }
     let mut found = Vec::new();
     for task in select(&spec, &arguments.selection.tasks)? {
-        let resync = look(&spec, task, &wanted).await?;
+        let at = |failure| Failure::from(failure).at(Place::task(&spec, task));
+        let resync = look(&spec, task, &wanted).await.map_err(at)?;
         found.push((task, resync));
     }
     let nowhere = |name: &&TableName| found.iter().all(|(_, resync)| resync.unknown.contains(name));
@@ -38,10 +42,11 @@ pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     }
     let mut results = Vec::new();
     for (task, resync) in &found {
-        forget(&spec, task, resync).await?;
+        let at = |failure| Failure::from(failure).at(Place::task(&spec, task));
+        forget(&spec, task, resync).await.map_err(at)?;
         results.push(json(resync));
     }
-    let next = next(&arguments.selection.file.display().to_string(), &arguments.selection.tasks);
+    let next = next(&arguments.selection.file, &arguments.selection.tasks);
     let copied = if count == 1 { "the next run copies it" } else { "the next run copies them" };
     let summary = format!("{} will be copied again; {copied}:\n  {next}", plural(count, "table"));
     output.data(&summary);
@@ -49,14 +54,16 @@ pub(super) async fn run(arguments: &ResyncArguments, output: &Output) -> Ended {
     Ok(ExitCode::Success)
 }
 
-fn next(file: &str, tasks: &[String]) -> String {
-    let tasks: String = tasks.iter().map(|task| format!(" --task {task}")).collect();
-    format!("pgferry run {file}{tasks}")
+fn next(file: &Path, tasks: &[String]) -> String {
+    let tasks: String = tasks.iter().map(|task| format!(" --task {}", shell_word(task))).collect();
+    format!("pgferry run {}{tasks}", shell_path(file))
 }
 
 fn unknown(name: &str) -> Error {
     let cure = Cure::advice("leave --table out to see every table that can be copied again");
-    Error::task_broken(UNKNOWN_NAME, format!("no task holds a table `{name}` in its target")).with_cure(cure)
+    Error::task_broken(UNKNOWN_NAME, format!("no task holds a table `{name}` in its target"))
+        .with_cause("it is mistyped (upper and lower case count), or no run has copied it yet")
+        .with_cure(cure)
 }
 
 fn question<'a>(count: u64, resyncs: impl Iterator<Item = &'a Resync>) -> String {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgferry_model::Error;
-use pgferry_pipeline::{Ended as TaskEnded, Monitor, RunEnd};
+use pgferry_model::{Cure, Error};
+use pgferry_pipeline::error::worker_lost;
+use pgferry_pipeline::{Ended as TaskEnded, Monitor, RunEnd, SetAside};
 use pgferry_task::build::{Built, build, select, verify_together};
 use pgferry_task::spec::{self, SECRET_IN_FILE};
 use serde_json::{Value, json};
@@ -12,16 +13,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ended;
 use crate::arguments::RunArguments;
-use crate::errors::{error_json, error_text};
+use crate::errors::{Failure, Paint, cure_json, cure_text, error_json, error_text};
 use crate::exit_code::ExitCode;
 use crate::figures::{count, duration, plural};
 use crate::metrics;
 use crate::output::Output;
+use crate::place::Place;
 use crate::progress::{Progress, Shown};
 use crate::signals::stop_on_signals;
 
 struct Finished {
     task: String,
+    place: Place,
     monitor: Arc<Monitor>,
     end: Result<RunEnd, Error>,
 }
@@ -29,16 +32,18 @@ struct Finished {
 pub(super) async fn run(arguments: &RunArguments, output: &Arc<Output>) -> Ended {
     let spec = spec::read_file(&arguments.selection.file)?;
     let tasks = select(&spec, &arguments.selection.tasks)?;
-    verify_together(&spec, &tasks)?;
+    verify_together(&spec, &tasks).map_err(|failure| Failure::from(failure).at(Place::file(&spec.file)))?;
     for warning in spec.warnings.iter().filter(|warning| warning.code == SECRET_IN_FILE) {
         tracing::warn!(line = warning.line, path = warning.path, "{}", warning.problem);
     }
     let stop = stop_on_signals(output, || {})?;
     let mut built = Vec::new();
     for task in tasks {
-        let mut task = build(&spec, task).await?;
+        let place = Place::task(&spec, task);
+        let at = |failure| Failure::from(failure).at(place.clone());
+        let mut task = build(&spec, task).await.map_err(at)?;
         task.settings.until_caught_up = arguments.until_caught_up;
-        built.push(task);
+        built.push((place, task));
     }
     let started = Instant::now();
     if let Some(address) = arguments.metrics {
@@ -59,31 +64,28 @@ pub(super) async fn run(arguments: &RunArguments, output: &Arc<Output>) -> Ended
 }
 
 /// Runs tasks side by side. One that breaks does not stop the others.
-async fn ferry(tasks: Vec<Built>, output: &Arc<Output>, stop: &CancellationToken) -> Vec<Finished> {
+async fn ferry(tasks: Vec<(Place, Built)>, output: &Arc<Output>, stop: &CancellationToken) -> Vec<Finished> {
     let mut shown = Vec::new();
     let mut running = Vec::new();
-    for task in tasks {
+    for (place, task) in tasks {
         let (name, monitor) = (task.id.to_string(), Arc::new(Monitor::default()));
         shown.push(Shown { task: name.clone(), monitor: Arc::clone(&monitor) });
         let run = tokio::spawn(run_one(task, Arc::clone(&monitor), stop.clone()));
-        running.push((name, monitor, run));
+        running.push((name, place, monitor, run));
     }
     let measured =
         metrics::watch(shown.iter().map(|shown| (shown.task.clone(), Arc::clone(&shown.monitor))).collect());
     let progress = Progress::start(output, shown);
     let mut finished = Vec::new();
-    for (task, monitor, run) in running {
+    for (task, place, monitor, run) in running {
         let end = match run.await {
             Ok(end) => end,
-            Err(lost) => {
-                let problem = format!("task {task} ended without a result");
-                Err(Error::task_broken(pgferry_pipeline::error::WORKER_LOST, problem).with_origin(lost))
-            }
+            Err(lost) => Err(worker_lost(format!("task {task} ended without a result")).with_origin(lost)),
         };
         if let Err(failure) = &end {
             tracing::error!(task, code = failure.code().as_str(), "{failure}");
         }
-        finished.push(Finished { task, monitor, end });
+        finished.push(Finished { task, place, monitor, end });
     }
     drop((progress, measured));
     finished
@@ -120,7 +122,7 @@ fn summary(task: &Finished, started: Instant, output: &Output) -> String {
     let (rows, changes) = totals(&task.monitor);
     let end = match &task.end {
         Ok(end) => end,
-        Err(failure) => return format!("{}  {}", task.task, error_text(failure, &paint)),
+        Err(failure) => return format!("{}  {}", task.task, error_text(failure, &task.place, &paint)),
     };
     let mut parts =
         vec![format!("{} rows copied", count(rows)), plural(changes, "change"), duration(started.elapsed())];
@@ -133,11 +135,26 @@ fn summary(task: &Finished, started: Instant, output: &Output) -> String {
     for aside in &end.set_aside {
         text.push_str(&format!("\n  set aside: {}\n    ", aside.table));
         match &aside.error {
-            Some(error) => text.push_str(&error_text(error, &paint).replace('\n', "\n    ")),
-            None => text.push_str(&format!("{}: {} (in an earlier run)", aside.code, aside.problem)),
+            Some(error) => text.push_str(&error_text(error, &task.place, &paint).replace('\n', "\n    ")),
+            None => text.push_str(&earlier_text(aside, &task.place, &paint)),
         }
     }
     text
+}
+
+/// What is known of a table that an earlier run set aside.
+fn earlier_text(aside: &SetAside, place: &Place, paint: &Paint) -> String {
+    let label = paint.bad(&format!("error[{}]:", aside.code));
+    let more = paint.faint(&format!("more:  pgferry explain {}", aside.code));
+    let cure = cure_text(&earlier_cure(aside), place, "      ");
+    format!(
+        "{label} {} (in an earlier run)\n      cause: the run that met it set the table aside; the others go on\n      {cure}\n      {more}",
+        aside.problem
+    )
+}
+
+fn earlier_cure(aside: &SetAside) -> Cure {
+    Cure::advice("mend what the message says, then copy the table again").resync_table(&aside.table)
 }
 
 fn result_json(task: &Finished, started: Instant) -> Value {
@@ -146,13 +163,18 @@ fn result_json(task: &Finished, started: Instant) -> Value {
     let (ended, position, aside, error) = match &task.end {
         Ok(end) => {
             let aside = end.set_aside.iter().map(|aside| {
+                let cure = aside
+                    .error
+                    .as_ref()
+                    .map_or_else(|| Some(earlier_cure(aside)), |error| error.cure().cloned());
                 json!({ "table": aside.table.to_string(), "code": aside.code, "problem": aside.problem,
-                        "error": aside.error.as_ref().map(error_json) })
+                        "cure": cure.map(|cure| cure_json(&cure, &task.place)),
+                        "error": aside.error.as_ref().map(|error| error_json(error, &task.place)) })
             });
             let position = end.position.map(|position| position.to_string());
             (Some(ended_word(end.ended).replace(' ', "_")), position, aside.collect(), Value::Null)
         }
-        Err(failure) => (None, None, Vec::new(), error_json(failure)),
+        Err(failure) => (None, None, Vec::new(), error_json(failure, &task.place)),
     };
     json!({
         "task": task.task, "ended": ended, "rows_copied": rows, "changes": changes, "seconds": seconds,

@@ -46,13 +46,15 @@ pub(super) async fn drop(connection: &str, name: &str, file: &Path, force: bool,
     let spec = spec::read_file(file)?;
     let server = server(&spec, connection)?;
     let known = slots::list(&spec, server).await?.into_iter().find(|slot| slot.name == name);
+    // One that is not there needs no yes: dropping it says which there are.
+    let exists = known.is_some();
     let warning = match known.map(|slot| slot.owner) {
         Some(SlotOwner::Task(task)) => format!(" task {task} then has to copy its tables again;"),
         Some(SlotOwner::Other) => " it is not pgferry's;".to_owned(),
         Some(SlotOwner::Prefix) | None => String::new(),
     };
     let question = format!("drop slot {name} of {connection}?{warning} the changes that it keeps are gone");
-    if !output.confirm(&question)? {
+    if exists && !output.confirm(&question)? {
         return Ok(ExitCode::Failure);
     }
     let slot = slots::drop(&spec, server, name, force).await?;
@@ -75,7 +77,11 @@ fn server<'a>(spec: &'a Spec, name: &str) -> Result<&'a PostgresConnection, Fail
             spec.connections.values().filter_map(postgres).map(|server| server.name.as_str()).collect();
         let cure = Cure::advice(format!("its PostgreSQL connections are: {}", names.join(", ")));
         let problem = format!("{} has no PostgreSQL connection `{name}`", spec.file.display());
-        Failure::from(Error::task_broken(UNKNOWN_NAME, problem).with_cure(cure))
+        Failure::from(
+            Error::task_broken(UNKNOWN_NAME, problem)
+                .with_cause("slots belong to a server, which is named by its connection in the task file")
+                .with_cure(cure),
+        )
     })
 }
 

@@ -308,4 +308,6 @@ fn number<N: std::str::FromStr>(row: &ResultRow, column: usize) -> Result<N> {
 
 fn unexpected(what: &str) -> Error {
     Error::task_broken(PROTOCOL, what)
+        .with_cause("something else than PostgreSQL answers, or a version of it that pgferry does not know")
+        .with_cure(crate::session::not_postgres())
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use pgferry_model::{Error, Result, Table, TableName};
-use pgferry_postgres::{CatalogTable, quote_literal, read_tables};
+use pgferry_postgres::{CatalogTable, Purpose, quote_literal, read_tables};
 
 use crate::config::PostgresSourceConfig;
 use crate::control::{PostgresControl, column, optional};
@@ -60,6 +60,8 @@ pub(super) struct Facts {
     pub(super) in_recovery: bool,
     pub(super) settings: HashMap<String, String>,
     pub(super) may_replicate: bool,
+    /// Whether a replication connection gets through; `None`: none is needed.
+    pub(super) stream_connection: Option<std::result::Result<(), Error>>,
     pub(super) walsenders: u64,
     pub(super) connections: u64,
     pub(super) slots: Vec<ServerSlot>,
@@ -111,6 +113,22 @@ impl Facts {
     }
 }
 
+/// Opens a connection as the change stream's is, and ends it. Where the slot is being read, one has got through already, and
+/// may be the last that the server has.
+async fn stream_connection(
+    control: &PostgresControl,
+    slot: Option<&SlotState>,
+) -> Option<std::result::Result<(), Error>> {
+    let read = slot.is_some_and(|slot| slot.active_pid.is_some());
+    if read || control.config.sync_mode == pgferry_pipeline::SyncMode::Snapshot {
+        return None;
+    }
+    Some(match control.connect(Purpose::Replication).await {
+        Ok(session) => session.close().await,
+        Err(failure) => Err(failure),
+    })
+}
+
 /// Asks the server.
 pub(super) async fn gather(control: &PostgresControl) -> Result<Facts> {
     let config = control.config.clone();
@@ -127,6 +145,7 @@ pub(super) async fn gather(control: &PostgresControl) -> Result<Facts> {
     let tables = table_facts(control, &oids, version).await?;
     let (conditions, refused_conditions) = explain(control, &config).await?;
     let slot_name = &config.replication.slot;
+    let slot = slot::find(control, slot_name).await?;
     Ok(Facts {
         version,
         version_text: column(&server, 0, 0)?,
@@ -137,7 +156,8 @@ pub(super) async fn gather(control: &PostgresControl) -> Result<Facts> {
         connections: column(&server, 0, 5)?.parse().unwrap_or(0),
         settings: settings(control).await?,
         slots: slots(control).await?,
-        slot: slot::find(control, slot_name).await?,
+        stream_connection: stream_connection(control, slot.as_ref()).await,
+        slot,
         slot_age: slot_age(control, slot_name).await?,
         slot_user: slot::active(control, slot_name).await,
         publication,

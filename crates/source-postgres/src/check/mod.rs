@@ -30,6 +30,7 @@ const CHECKS: &[fn(&Facts) -> Vec<Finding>] = &[
     server::standby,
     server::wal_level,
     privileges::replication,
+    server::stream_connection,
     capacity::walsenders,
     capacity::slots,
     capacity::connections,
@@ -59,7 +60,17 @@ const CHECKS: &[fn(&Facts) -> Vec<Finding>] = &[
 pub(crate) async fn check(control: &PostgresControl) -> Result<Vec<Finding>> {
     let facts = facts::gather(control).await?;
     control.release().await;
-    Ok(CHECKS.iter().flat_map(|check| check(&facts)).collect())
+    let mut findings: Vec<Finding> = CHECKS.iter().flat_map(|check| check(&facts)).collect();
+    // What a connection was refused for is told better by the check that knows the setting behind it.
+    let told = |finding: &Finding| {
+        finding.check == "server.replication"
+            && finding.code.is_some()
+            && findings.iter().any(|other| other.check != finding.check && other.code == finding.code)
+    };
+    if let Some(at) = findings.iter().position(told) {
+        findings.remove(at);
+    }
+    Ok(findings)
 }
 
 fn failed(check: &'static str, subject: impl Into<String>, error: &Error) -> Finding {

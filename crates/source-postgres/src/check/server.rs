@@ -30,24 +30,11 @@ pub(super) fn standby(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::passed("server.standby", SUBJECT, "a standby; enough for a snapshot")];
     }
     if facts.version < 160_000 {
-        let error = Error::task_broken(error::STANDBY, "the server is a standby and cannot decode its log")
-            .with_cause("standbys decode from PostgreSQL 16 on")
-            .with_cure(Cure::advice("connect to the primary"));
-        return vec![failed("server.standby", SUBJECT, &error)];
+        return vec![failed("server.standby", SUBJECT, &error::standby_cannot_decode())];
     }
     let mut findings = Vec::new();
     if !facts.missing.is_empty() || facts.publication.is_none() {
-        let error = Error::task_broken(
-            error::STANDBY,
-            "the server is a standby: it cannot make or complete the publication",
-        )
-        .with_cause("a standby is read-only; its publications are the primary's")
-        .with_cure(
-            Cure::advice("run the statement on the primary")
-                .sql(&facts.statement)
-                .run_as("owner of the tables, on the primary"),
-        );
-        findings.push(failed("server.standby", SUBJECT, &error));
+        findings.push(failed("server.standby", SUBJECT, &error::standby_read_only(&facts.statement)));
     }
     if facts.settings.get("hot_standby_feedback").is_some_and(|value| value == "off") {
         findings.push(warn(
@@ -67,6 +54,16 @@ pub(super) fn standby(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::passed("server.standby", SUBJECT, "a standby that can decode"));
     }
     findings
+}
+
+/// Whether a connection of the change stream's kind gets through: a pooler on the way may pass every other one.
+pub(super) fn stream_connection(facts: &Facts) -> Vec<Finding> {
+    let check = "server.replication";
+    match &facts.stream_connection {
+        None => Vec::new(),
+        Some(Ok(())) => vec![Finding::passed(check, SUBJECT, "lets a replication connection in")],
+        Some(Err(failure)) => vec![failed(check, SUBJECT, failure)],
+    }
 }
 
 pub(super) fn wal_level(facts: &Facts) -> Vec<Finding> {

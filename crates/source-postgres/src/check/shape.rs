@@ -189,9 +189,7 @@ pub(super) fn truncate(facts: &Facts) -> Vec<Finding> {
         error::NOT_IN_STREAM,
         "PostgreSQL 10 does not send TRUNCATE: truncated rows stay in the target",
         "TRUNCATE is part of the change stream from PostgreSQL 11 on",
-        Cure::advice(
-            "use DELETE in place of TRUNCATE, or copy the table again after one: pgferry resync FILE",
-        ),
+        Cure::advice("use DELETE in place of TRUNCATE, or copy the tables again after one").resync(),
     )]
 }
 

@@ -15,7 +15,7 @@ pub(super) fn usable(facts: &Facts) -> Vec<Finding> {
     let name = replication.slot.as_str();
     let Some(slot) = &facts.slot else {
         if replication.manage == Manage::Never {
-            return vec![failed("slot.exists", name, &error::slot_missing(name, None))];
+            return vec![failed("slot.exists", name, &error::slot_missing(replication, None))];
         }
         return vec![Finding::passed("slot.exists", name, "does not exist; the start makes it")];
     };

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use pgferry_model::{Cure, Error, Result, TableName};
+use pgferry_model::{Class, Cure, Error, Result, TableName};
 use pgferry_pipeline::failpoint;
 use pgferry_postgres::{quote_identifier, quote_literal};
 
@@ -213,20 +213,29 @@ pub(crate) async fn ensure(control: &PostgresControl, needed: &[Needed], begins:
         if replication.manage == Manage::Never {
             return Err(error::publication_missing(replication, &statement));
         }
-        return make(control, &statement, missing.len())
-            .await
-            .map_err(|failure| error::publication_missing(replication, &statement).with_origin(failure));
+        return make(control, &statement, missing.len()).await.map_err(|failure| {
+            not_made(failure, error::publication_missing(replication, &statement), &statement)
+        });
     };
     let error = not_published(name, &publication, &missing, &statement);
     if replication.manage == Manage::Never || publication.all_tables {
         return Err(error);
     }
     if let Err(failure) = make(control, &statement, missing.len()).await {
-        return Err(error.with_origin(failure));
+        return Err(not_made(failure, error, &statement));
     }
     let completed = find(control, name).await?.unwrap_or_default();
     let still: Vec<Missing> = self::missing(Some(&completed), needed);
     if still.is_empty() { Ok(()) } else { Err(not_published(name, &completed, &still, &statement)) }
+}
+
+/// `error`, unless the server takes no writes at all (SQLSTATE 25006, read_only_sql_transaction) or the world was in the way.
+fn not_made(failure: Error, error: Error, statement: &str) -> Error {
+    match pgferry_postgres::error::sqlstate(&failure) {
+        Some("25006") => error::standby_read_only(statement).with_origin(failure),
+        _ if failure.class() == Class::Transient => failure,
+        _ => error.with_origin(failure),
+    }
 }
 
 async fn make(control: &PostgresControl, statement: &str, tables: usize) -> Result<()> {

@@ -244,10 +244,13 @@ fn failed(directory: &Path, disk_bytes: u64, error: io::Error) -> Error {
         SPOOL_FAILED,
         format!("cannot keep a large transaction in progress in {directory} ({disk_bytes} bytes are there)"),
     )
-    .with_cure(Cure::advice(
-        "free space there, or let the task's setting spool_directory name a folder on a larger disk that pgferry may write to; \
-         it needs about as much as the largest transactions in progress have changed. Then start the task again: nothing is lost",
-    ))
+    .with_cure(
+        Cure::advice(
+            "free space there, or name a folder on a larger disk that pgferry may write to, in the task's section of the task file; it \
+             needs about as much as the largest transactions in progress have changed. Then start the task again: nothing is lost",
+        )
+        .line("limits.spool_directory = \"/var/tmp\""),
+    )
     .with_origin(error)
 }
 

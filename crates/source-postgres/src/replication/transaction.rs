@@ -400,14 +400,18 @@ impl Transactions {
 
 #[cold]
 fn partition_truncated(table: TableId, assembler: &Assembler) -> Error {
+    let advice = Cure::advice(
+        "copy the table again; or let its publication send changes under the partitioned table's own name \
+         (publish_via_partition_root), which leaves truncated partitions out",
+    );
     let error = Error::task_broken(PARTITION_TRUNCATED, "a partition was truncated, but not the whole table")
         .with_cause("the rows of all partitions go to one table in the target, which cannot tell them apart")
-        .with_cure(Cure::advice(
-            "copy the table again; or let its publication send changes under the partitioned table's own name, \
-             which leaves truncated partitions out",
-        ));
+        .with_cure(advice.clone());
     match assembler.table(table) {
-        Some(table) => error.with_class(pgferry_model::Class::TableBroken).with_table(table.name.clone()),
+        Some(table) => error
+            .with_class(pgferry_model::Class::TableBroken)
+            .with_table(table.name.clone())
+            .with_cure(advice.resync_table(&table.name)),
         None => error,
     }
 }

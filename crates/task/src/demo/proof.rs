@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use pgferry_model::{Error, Result, Table, TableName};
 use pgferry_pipeline::Target;
 
+use super::server::retry;
 use super::{DemoServer, SERVER_FAILED};
 use crate::compare::{Compared, compare};
 use crate::registry;
@@ -32,7 +33,11 @@ pub struct Proof {
 
 /// Compares every table of the demo's task, and asks the target which products sold best.
 pub async fn prove(server: &DemoServer, spec: &Spec, best: usize) -> Result<Proof> {
-    let task = spec.tasks.first().ok_or_else(|| Error::task_broken(SERVER_FAILED, "the demo has no task"))?;
+    let task = spec.tasks.first().ok_or_else(|| {
+        Error::task_broken(SERVER_FAILED, "the demo has no task")
+            .with_cause("a mistake in pgferry")
+            .with_cure(retry())
+    })?;
     let tables = registry::source(spec, task)?.tables().await?;
     let target = registry::target(spec, task).await?;
     let connection = server.connection("shop");

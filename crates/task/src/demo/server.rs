@@ -48,7 +48,9 @@ impl DemoServer {
     /// Starts a server with an empty database `shop`.
     pub async fn start() -> Result<DemoServer> {
         let (stopper, made) = tokio::task::spawn_blocking(prepare).await.map_err(|lost| {
-            Error::task_broken(SERVER_FAILED, "preparing the demo's server was cut off").with_origin(lost)
+            Error::task_broken(SERVER_FAILED, "preparing the demo's server was cut off")
+                .with_cure(retry())
+                .with_origin(lost)
         })??;
         let server = DemoServer { stopper, made };
         server.wait_until_up().await?;
@@ -154,6 +156,9 @@ fn prepare() -> Result<(Stopper, Made)> {
 fn make(stopper: &Stopper) -> Result<Made> {
     let io_failed = |failure: io::Error| {
         Error::task_broken(SERVER_FAILED, format!("cannot make {}", stopper.folder.display()))
+            .with_cure(Cure::advice(
+                "let this user write there, or name another folder for temporary files: TMPDIR",
+            ))
             .with_origin(failure)
     };
     fs::create_dir(&stopper.folder).map_err(io_failed)?;
@@ -207,7 +212,9 @@ fn run(command: &mut Command) -> Result<Output> {
         PathBuf::from(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output();
     let output = output.map_err(|failure| {
-        Error::task_broken(SERVER_FAILED, format!("cannot run {program}")).with_origin(failure)
+        Error::task_broken(SERVER_FAILED, format!("cannot run {program}"))
+            .with_cure(retry())
+            .with_origin(failure)
     })?;
     if output.status.success() {
         return Ok(output);
@@ -221,6 +228,7 @@ fn failed(problem: &str, told: &str) -> Error {
     let last = lines.get(lines.len().saturating_sub(LINES_MAX)..).unwrap_or_default();
     Error::task_broken(SERVER_FAILED, format!("the demo's PostgreSQL: {problem}"))
         .with_cause(last.join(" / "))
+        .with_cure(retry())
 }
 
 /// The folder that the user names; the newest of Debian's; the one of `pg_config`.
@@ -246,13 +254,19 @@ fn find_programs() -> Result<PathBuf> {
     configured.filter(usable).ok_or_else(|| no_server("there is no PostgreSQL on this machine".to_owned()))
 }
 
+/// The way out where PostgreSQL's programs do not do what they should.
+pub(super) fn retry() -> Cure {
+    Cure::advice("mend what the cause names, or have the demo use another installation")
+        .line("PGFERRY_POSTGRES_BIN=/usr/lib/postgresql/15/bin pgferry demo --yes")
+}
+
 fn no_server(problem: String) -> Error {
     Error::task_broken(NO_SERVER, problem)
         .with_cause("the demo starts a PostgreSQL server of its own, and needs its programs for that")
         .with_cure(
             Cure::advice("install PostgreSQL, or say where its programs are")
                 .line("apt-get install postgresql-15")
-                .line("PGFERRY_POSTGRES_BIN=/path/to/bin pgferry demo"),
+                .line("PGFERRY_POSTGRES_BIN=/usr/lib/postgresql/15/bin pgferry demo"),
         )
 }
 

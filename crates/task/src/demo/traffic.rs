@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::SERVER_FAILED;
+use super::server::retry;
 
 const CLIENTS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -62,6 +63,7 @@ impl Traffic {
         for client in std::mem::take(&mut self.clients) {
             client.await.map_err(|lost| {
                 Error::task_broken(SERVER_FAILED, "a client of the demo ended without a result")
+                    .with_cure(retry())
                     .with_origin(lost)
             })??;
         }

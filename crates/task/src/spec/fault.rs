@@ -86,6 +86,8 @@ impl From<Faults> for Error {
             .iter()
             .find_map(|fault| fault.cure.clone())
             .unwrap_or_else(|| "correct the file and try again".to_owned());
-        Error::task_broken(code, faults.to_string()).with_cure(cure)
+        Error::task_broken(code, faults.to_string())
+            .with_cause("the task file does not say what pgferry can do; each line of the cure names a place")
+            .with_cure(cure)
     }
 }

@@ -1,4 +1,4 @@
-//! Rule `error-page`: every error code has a page with cause and cure, and every page has its code.
+//! Rule `error-page`: every error code has a page with problem, cause, cure and example, and every page has its code.
 //!
 //! A code is declared as `Code::new("dotted.code")` in product code; its page is `docs/errors/dotted.code.md`. Codes
 //! are public and stable, so each is declared once.
@@ -9,7 +9,7 @@ use super::tree::{File, Tree};
 
 const FOLDER: &str = "docs/errors/";
 const DECLARATION: &str = "Code::new(";
-const HEADINGS: [&str; 2] = ["Cause", "Cure"];
+const HEADINGS: [&str; 4] = ["Problem", "Cause", "Cure", "Example"];
 
 struct Declared<'a> {
     code: &'a str,
@@ -114,7 +114,7 @@ mod tests {
 
     const SOURCE: &str =
         "//! x\npub const LOST: Code = Code::new(\n    \"slot.lost\",\n);\n// Code::new(\"no.code\")\n";
-    const PAGE: &str = "# slot.lost\n\n## Cause\n\nx\n\n## Cure\n\nx\n";
+    const PAGE: &str = "# slot.lost\n\n## Problem\n\nx\n\n## Cause\n\nx\n\n## Cure\n\nx\n\n## Example\n\nx\n";
 
     fn whats(files: &[(&str, &str)]) -> Vec<String> {
         check(&Tree::fixture(files)).into_iter().map(|finding| finding.what).collect()
@@ -142,7 +142,7 @@ mod tests {
     fn finds_missing_headings() {
         let found = whats(&[
             ("crates/a/src/e.rs", SOURCE),
-            ("docs/errors/slot.lost.md", "# x\n\nCause\n\n### Cure\n"),
+            ("docs/errors/slot.lost.md", "# x\n\n## Problem\n\nCause\n\n### Cure\n\n## Example\n"),
         ]);
         assert_eq!(found, ["no heading `Cause`"]);
     }
