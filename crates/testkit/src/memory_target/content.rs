@@ -62,8 +62,11 @@ impl Content {
 
     /// The rows under other columns: by name, NULL where a row has no value.
     pub(super) fn reshape(&mut self, table: &Table) {
-        let from: Vec<Option<usize>> =
-            table.columns.iter().map(|column| self.columns.iter().position(|had| *had == column.name)).collect();
+        let from: Vec<Option<usize>> = table
+            .columns
+            .iter()
+            .map(|column| self.columns.iter().position(|had| *had == column.name))
+            .collect();
         for row in self.rows.values_mut() {
             *row = from.iter().map(|at| at.and_then(|at| row[at].clone())).collect();
         }
@@ -85,7 +88,8 @@ impl Content {
     pub(super) fn apply(&mut self, compacted: &Compacted) -> Result<()> {
         let batch = compacted.batch();
         let table = batch.table();
-        let tuple = |at: u32| batch.tuple(at).ok_or_else(|| promise(&table.name, "a tuple that is not there"));
+        let tuple =
+            |at: u32| batch.tuple(at).ok_or_else(|| promise(&table.name, "a tuple that is not there"));
         if compacted.truncate {
             self.rows.clear();
             self.before.clear();
@@ -163,9 +167,9 @@ impl State {
     pub(super) fn prepare(&mut self, task: &TaskId, plan: &TablePlan) -> Result<()> {
         let (table, name) = (&plan.table, &plan.table.target_name);
         let others = |(other, held): (&TaskId, &Held)| {
-            held.tables.iter().any(|(source, target)| {
-                target == name && (other != task || *source != table.name)
-            })
+            held.tables
+                .iter()
+                .any(|(source, target)| target == name && (other != task || *source != table.name))
         };
         if self.tasks.iter().any(others) {
             return Err(broken(table, "another source table's rows go there"));
