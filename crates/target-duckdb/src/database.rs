@@ -110,6 +110,18 @@ impl Session {
         })
     }
 
+    /// Rolls back what failed, and says why it did.
+    pub(crate) fn abandoned(&self, task: &TaskId, epoch: u64, failure: Error) -> Error {
+        self.roll_back();
+        self.explained(task, epoch, failure)
+    }
+
+    /// The error of a statement under an epoch: where another holder has raised it, DuckDB tells a conflict between the two, which
+    /// looks like one that a retry would mend.
+    pub(crate) fn explained(&self, task: &TaskId, epoch: u64, failure: Error) -> Error {
+        if self.database.fence.read().get(task) == Some(&epoch) { failure } else { fenced() }
+    }
+
     /// A transaction that DuckDB has ended by itself cannot be rolled back again; that is no trouble.
     pub(crate) fn roll_back(&self) {
         if let Err(failure) = self.connection.execute_batch("ROLLBACK") {

@@ -3,11 +3,13 @@
 //! No index on the key: every commit would maintain it row by row; deletes find rows by a join, which costs a fraction.
 
 use duckdb::Connection;
-use pgferry_model::{Column, Cure, Error, Result, Table, TableName};
+use pgferry_model::{Column, Cure, Error, Result, Table, TableName, TaskId};
+use pgferry_pipeline::{IfTargetExists, TablePlan};
 
 use crate::config::DuckdbConfig;
-use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, refused, table_gone};
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, TABLE_EXISTS, refused, table_gone};
 use crate::mapping::{ColumnType, map_type};
+use crate::progress;
 
 /// An identifier in double quotes.
 pub(crate) fn quote(name: &str) -> String {
@@ -54,6 +56,50 @@ pub(crate) fn create_statements(name: &TableName, table: &Table, types: &[Column
         format!("CREATE SCHEMA IF NOT EXISTS {}", quote(&name.schema)),
         format!("CREATE TABLE {} ({})", qualified(name), columns.join(", ")),
     ]
+}
+
+/// The statements that make a table of the task anew before its copy: it is gone or has other columns. None where it is as it has to
+/// be. What the user made (`truncate`, `append`) is never dropped.
+pub(crate) fn remake_statements(
+    name: &TableName,
+    plan: &TablePlan,
+    types: &[ColumnType],
+    found: Option<&[(String, String)]>,
+) -> Vec<String> {
+    let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
+    let old = match found {
+        Some(found) if users || verify_existing(name, &plan.table, types, found).is_ok() => {
+            return Vec::new();
+        }
+        Some(_) => Some(format!("DROP TABLE {}", qualified(name))),
+        None => None,
+    };
+    old.into_iter().chain(create_statements(name, &plan.table, types)).collect()
+}
+
+/// Refuses a place that another source table's rows go to, and one where a view is.
+pub(crate) fn verify_place(
+    connection: &Connection,
+    task: Option<&TaskId>,
+    table: &Table,
+    name: &TableName,
+) -> Result<()> {
+    let owners = progress::owners(connection, name)?;
+    if let Some(owner) = owners.iter().find(|owner| !owner.is(task, &table.name)) {
+        let problem = format!(
+            "{} would go to {name}, which belongs to {} of task {}",
+            table.name, owner.source, owner.task
+        );
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("DuckDB ignores case in names, and a table takes the rows of one source table")
+            .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
+    }
+    if is_view(connection, name)? {
+        let problem = format!("the DuckDB file has a view {name}, not a table");
+        return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
+            .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
+    }
+    Ok(())
 }
 
 /// Refuses a table whose column names are the same to DuckDB, which ignores case.

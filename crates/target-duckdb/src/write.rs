@@ -45,8 +45,8 @@ pub(crate) fn load(
     let table = Arc::clone(&chunk.chunk.table);
     let doing = format!("loading {}", table.name);
     execute(session, "BEGIN TRANSACTION", &doing)?;
-    let rows =
-        load_rows(session, config, task, epoch, &mut chunk, &doing).inspect_err(|_| session.roll_back())?;
+    let rows = load_rows(session, config, task, epoch, &mut chunk, &doing)
+        .map_err(|failure| session.abandoned(task, epoch, failure))?;
     failpoint::pass("target.load_before_commit");
     session.commit(task, epoch, &doing)?;
     failpoint::pass("target.load_after_commit");
@@ -145,9 +145,6 @@ impl Writer {
     ) -> Result<Receipt> {
         if delivery.slice == Slice::Whole {
             self.discard();
-            if delivery.through <= stored {
-                return Ok(Receipt::Durable(stored));
-            }
         }
         if self.slices_lost {
             return Err(Error::transient(
@@ -156,12 +153,15 @@ impl Writer {
             )
             .with_cause("the rest of a transaction is never written without its beginning"));
         }
-        let written = self.write(config, task, epoch, delivery);
-        if written.is_err() {
+        if delivery.slice != Slice::Part && delivery.through <= stored {
+            self.discard();
+            return Ok(Receipt::Durable(stored));
+        }
+        self.write(config, task, epoch, delivery).map_err(|failure| {
             self.discard();
             self.slices_lost = delivery.slice != Slice::Whole;
-        }
-        written
+            self.session.explained(task, epoch, failure)
+        })
     }
 
     fn write(
