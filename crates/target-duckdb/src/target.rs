@@ -106,11 +106,12 @@ impl DuckdbTarget {
     ) -> Result<T> {
         self.blocking(move |target| {
             let (session, task, epoch) = target.session()?;
+            let newest = session.newest(&task, epoch)?;
             session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
             let done = progress::verify_epoch(&session, &task, epoch)
                 .and_then(|()| work(&session, &task, &target.config))
-                .map_err(|failure| session.abandoned(&task, epoch, failure))?;
-            session.commit(&task, epoch, doing)?;
+                .inspect_err(|_| session.roll_back())?;
+            session.commit(&newest, doing)?;
             Ok(done)
         })
         .await
@@ -308,6 +309,7 @@ impl Target for DuckdbTarget {
             .blocking(move |target| {
                 let (session, task, epoch) = target.session()?;
                 let doing = "starting a copy";
+                let newest = session.newest(&task, epoch)?;
                 session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
                 let begin = || {
                     let stored = progress::read(&session, &task)?.position;
@@ -319,8 +321,8 @@ impl Target for DuckdbTarget {
                     }
                     Ok(start)
                 };
-                let start = begin().map_err(|failure| session.abandoned(&task, epoch, failure))?;
-                session.commit(&task, epoch, doing)?;
+                let start = begin().inspect_err(|_| session.roll_back())?;
+                session.commit(&newest, doing)?;
                 Ok(start)
             })
             .await?;

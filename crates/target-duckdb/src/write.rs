@@ -48,7 +48,8 @@ pub(crate) fn load(
     let rows = load_rows(session, config, task, epoch, &mut chunk, &doing)
         .map_err(|failure| session.abandoned(task, epoch, failure))?;
     failpoint::pass("target.load_before_commit");
-    session.commit(task, epoch, &doing)?;
+    let newest = session.newest(task, epoch).inspect_err(|_| session.roll_back())?;
+    session.commit(&newest, &doing)?;
     failpoint::pass("target.load_after_commit");
     Ok(rows)
 }
@@ -181,10 +182,11 @@ impl Writer {
             failpoint::pass("target.slice_kept");
             return Ok(Receipt::Accepted);
         }
+        let newest = self.session.newest(task, epoch)?;
         progress::move_position(&self.session, task, epoch, delivery.through)?;
         failpoint::pass("target.before_commit");
         self.open = false;
-        self.session.commit(task, epoch, doing)?;
+        self.session.commit(&newest, doing)?;
         failpoint::pass("target.after_commit");
         Ok(Receipt::Durable(delivery.through))
     }

@@ -16,8 +16,10 @@ mod deliveries;
 mod forgetting;
 mod lease;
 mod slices;
+mod source_values;
 mod stage;
 mod tables;
+mod values;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -199,4 +201,8 @@ promises! { ($)
         kept_slices_die_with_their_holder
         a_last_slice_at_or_before_the_position_changes_nothing
         a_broken_slice_takes_its_whole_transaction_along;
+    values:
+        every_value_of_every_type_arrives_or_is_refused
+        keys_of_every_type_find_their_rows
+        three_hundred_columns;
 }
