@@ -43,19 +43,19 @@ pub(super) async fn rows_and_position_are_one_commit(scene: &dyn Scene) -> Resul
     let (people, orders) = (people(), orders());
     let mut stage = Stage::live(scene, &[(&people, &[ONE]), (&orders, &[])]).await?;
     for number in 0..6u64 {
-        let id = (10 + number).to_string();
+        let (id, after, through) = ((10 + number).to_string(), 100 + number * 10, 110 + number * 10);
         let changes = vec![
             Changes::of(&people).insert(&[&id, "x", "y", "1"]),
             Changes::of(&orders).insert(&[&id, "item"]),
         ];
-        let delivery = stage.delivery(100 + number, 101 + number, Slice::Whole, changes)?;
+        let delivery = stage.delivery(after, through, Slice::Whole, changes)?;
         let target = Arc::clone(&stage.target);
         let applying = tokio::spawn(async move { target.apply(delivery).await });
         tokio::time::sleep(std::time::Duration::from_millis(number * 2)).await;
         applying.abort();
         let (next, progress) = stage.restart().await?;
         stage = next;
-        let there = progress.position == Some(at(101 + number));
+        let there = progress.position == Some(at(through));
         let inspect = stage.target.inspect();
         let counts = (inspect.count(&people).await?, inspect.count(&orders).await?);
         let whole = if there { (number + 2, number + 1) } else { (number + 1, number) };
@@ -65,7 +65,7 @@ pub(super) async fn rows_and_position_are_one_commit(scene: &dyn Scene) -> Resul
                 Changes::of(&people).insert(&[&id, "x", "y", "1"]),
                 Changes::of(&orders).insert(&[&id, "item"]),
             ];
-            stage.deliver(101 + number, again).await?;
+            stage.deliver(through, again).await?;
         }
     }
     Ok(Verdict::Kept)

@@ -26,7 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use async_trait::async_trait;
 use pgferry_model::{Table, TypeKind};
 use pgferry_pipeline::{Target, TextRow};
@@ -92,11 +92,10 @@ pub type Promise = for<'s> fn(&'s dyn Scene) -> Held<'s>;
 ///
 /// # Errors
 /// When it is broken, not known, or takes longer than three minutes.
-pub async fn test<S: Scene>(name: &str) -> Result<Verdict> {
+pub async fn test(name: &str, scene: &dyn Scene) -> Result<Verdict> {
     let found = PROMISES.iter().find(|(known, _)| *known == name);
-    let (_, promise) = found.ok_or_else(|| anyhow::anyhow!("there is no promise {name}"))?;
-    let scene = S::fresh().await?;
-    tokio::time::timeout(WITHIN, promise(&scene)).await?
+    let (_, promise) = found.with_context(|| format!("there is no promise {name}"))?;
+    tokio::time::timeout(WITHIN, promise(scene)).await.context("it took too long")?
 }
 
 /// Tests one promise on a runtime of its own; what [`target_contract!`](crate::target_contract) calls.
@@ -105,7 +104,8 @@ pub async fn test<S: Scene>(name: &str) -> Result<Verdict> {
 /// As [`test`].
 pub fn run<S: Scene>(name: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    if let Verdict::Untested(reason) = runtime.block_on(test::<S>(name))? {
+    let tested = runtime.block_on(async { test(name, &S::fresh().await?).await });
+    if let Verdict::Untested(reason) = tested? {
         use std::io::Write;
         let scene = std::any::type_name::<S>();
         // Not with a macro: those the test runner shows of failed tests only.

@@ -1,4 +1,9 @@
-//! The memory target keeps the contract of targets.
+//! The memory target keeps the contract of targets, and targets that break it are found out.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod broken;
+mod found_out;
 
 use std::sync::Arc;
 
