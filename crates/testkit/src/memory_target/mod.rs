@@ -59,6 +59,16 @@ impl MemoryTarget {
         MemoryTarget { state: Arc::clone(&self.state), ..MemoryTarget::default() }
     }
 
+    /// A copy of the content, and of the lease, that can be tried things on.
+    pub async fn copied(&self) -> Self {
+        let (state, lease) = (self.state.lock().await.clone(), self.lease.lock().await.clone());
+        MemoryTarget {
+            state: Arc::new(Mutex::new(state)),
+            lease: Arc::new(Mutex::new(lease)),
+            ..MemoryTarget::default()
+        }
+    }
+
     /// The `nth` call of `apply` (from 1) goes wrong.
     pub async fn fail(&self, nth: u64, fault: Fault) {
         self.faults.lock().await.push_back((nth, fault));

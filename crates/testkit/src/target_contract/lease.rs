@@ -7,7 +7,8 @@ use pgferry_model::{Progress, Slice, SourceIdentity, TableState, TaskId, TypeKin
 use pgferry_pipeline::{IfTargetExists, SchemaChange};
 
 use super::stage::{
-    Changes, Stage, at, chunk, load, mark, orders, people, plan, refused, rows, snapshot_rows, table, task,
+    Changes, Stage, at, chunk, delivery_refused, load, mark, orders, people, plan, refused, rows,
+    snapshot_rows, table, task,
 };
 use super::{Scene, Verdict};
 
@@ -60,8 +61,8 @@ pub(super) async fn an_older_holder_writes_nothing(scene: &dyn Scene) -> Result<
     refused(old.set_state(&people, TableState::Paused).await, "set_state")?;
     refused(old.forget(Some(&people.name)).await, "forget of a table")?;
     refused(old.forget(None).await, "forget of everything")?;
-    refused(stage.apply(200, vec![Changes::of(&people).delete(&["1"])]).await?, "apply")?;
-    refused(stage.apply(200, Vec::new()).await?, "empty apply")?;
+    delivery_refused(&stage, 200, vec![Changes::of(&people).delete(&["1"])]).await?;
+    delivery_refused(&stage, 300, Vec::new()).await?;
     let shorter = Arc::new(table("people", &[("id", TypeKind::Int4)], &[0]));
     let change = SchemaChange { before: Arc::clone(&people), after: shorter };
     ensure!(old.evolve(&change).await.is_err(), "an older holder's evolve was not refused");

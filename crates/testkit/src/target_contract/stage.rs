@@ -260,16 +260,18 @@ impl<'s> Stage<'s> {
         self.settle(through, receipt).await
     }
 
-    /// Waits for the durable receipt that covers a position: hands over empty deliveries, as a source that is idle does.
+    /// Waits for the durable receipt that covers a position: hands over empty deliveries, as a source that is idle does. They
+    /// move the position by at most 90, which is why deliveries that follow each other are 100 apart.
     pub(super) async fn settle(&self, wanted: u64, receipt: Receipt) -> Result<()> {
         let mut receipt = receipt;
-        for _ in 0..500 {
+        self.through.fetch_max(wanted, Ordering::Relaxed);
+        for number in 0..90u64 {
             match receipt {
                 Receipt::Durable(position) if position >= at(wanted) => return Ok(()),
                 Receipt::Durable(position) => {
                     anyhow::bail!("a receipt of {position} for a delivery through {}", at(wanted))
                 }
-                Receipt::Accepted => tokio::time::sleep(Duration::from_millis(20)).await,
+                Receipt::Accepted => tokio::time::sleep(Duration::from_millis((5 * number).min(200))).await,
             }
             let next = self.through.load(Ordering::Relaxed) + 1;
             receipt = self.apply(next, Vec::new()).await?.context("an empty delivery")?;
@@ -363,6 +365,20 @@ pub(super) fn table_broken<T>(answer: pgferry_model::Result<T>, table: &Table, d
         table.name
     );
     Ok(failure)
+}
+
+/// A delivery of a holder which another one has replaced fails, at the latest where it would have become durable.
+pub(super) async fn delivery_refused(stage: &Stage<'_>, through: u64, changes: Vec<Changes>) -> Result<()> {
+    match stage.apply(through, changes).await? {
+        Ok(receipt) => {
+            ensure!(
+                stage.settle(through, receipt).await.is_err(),
+                "an older holder's delivery became durable"
+            );
+            Ok(())
+        }
+        failed => refused(failed, "apply"),
+    }
 }
 
 /// The call failed, as that of a holder which another one has replaced.

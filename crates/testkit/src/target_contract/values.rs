@@ -129,7 +129,7 @@ pub(super) async fn every_value_of_every_type_arrives_or_is_refused(scene: &dyn 
         let carried = carried.with_context(|| format!("loading {}", found.data_type.name))?;
         let told = || format!("changing {}", found.data_type.name);
         for value in &carried.misfits {
-            position += 1;
+            position += 100;
             let changes = Changes::of(&carried.table).insert(&["9999", &value.text, "1"]);
             let refused = stage.apply(position, vec![changes]).await?;
             super::stage::table_broken(refused, &carried.table, "applying a misfit").with_context(told)?;
@@ -139,7 +139,7 @@ pub(super) async fn every_value_of_every_type_arrives_or_is_refused(scene: &dyn 
             // The row of the snapshot changes elsewhere, and keeps its value; a new one brings it as text.
             changes = changes.update(&[id, KEPT, "1"]).insert(&[&format!("1{id:0>5}"), &value.text, "2"]);
         }
-        position += 1;
+        position += 100;
         stage.deliver(position, vec![changes]).await.with_context(told)?;
         all.push(carried);
     }
@@ -179,7 +179,7 @@ pub(super) async fn keys_of_every_type_find_their_rows(scene: &dyn Scene) -> Res
                 wanted.push((id.clone(), value.text.as_str(), "7"));
             }
         }
-        position += 1;
+        position += 100;
         stage.deliver(position, vec![changes]).await.with_context(told)?;
         verify(&stage, &source, &carried, &wanted).await.with_context(told)?;
         tested += 1;
