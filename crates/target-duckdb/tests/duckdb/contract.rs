@@ -1,6 +1,8 @@
 //! The contract of targets, on files.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -12,11 +14,16 @@ use tempfile::TempDir;
 
 use crate::making::config;
 
-struct File(TempDir);
+/// A folder, and how many crashes the file in it has seen: each leaves a copy, and the file before it to who still writes it.
+struct File(TempDir, AtomicU32);
 
 impl File {
-    fn path(&self) -> std::path::PathBuf {
-        self.0.path().join("x.duckdb")
+    fn path(&self) -> PathBuf {
+        self.path_after(self.1.load(Ordering::SeqCst))
+    }
+
+    fn path_after(&self, crashes: u32) -> PathBuf {
+        self.0.path().join(format!("x{crashes}.duckdb"))
     }
 
     fn execute(&self, sql: &str) -> Result<Scenery> {
@@ -32,11 +39,22 @@ fn quoted(name: &str) -> String {
 #[async_trait]
 impl Scene for File {
     async fn fresh() -> Result<Self> {
-        Ok(File(TempDir::new()?))
+        Ok(File(TempDir::new()?, AtomicU32::new(0)))
     }
 
     async fn holder(&self) -> Result<Arc<dyn Target>> {
         Ok(Arc::new(DuckdbTarget::connect(config(&self.path()))?))
+    }
+
+    /// The file and its log as they are, without the checkpoint that a file gets when it is closed.
+    async fn crash(&self) -> Result<()> {
+        let (before, after) = (self.path(), self.path_after(self.1.fetch_add(1, Ordering::SeqCst) + 1));
+        std::fs::copy(&before, &after)?;
+        let log = |path: &Path| path.with_extension("duckdb.wal");
+        if log(&before).exists() {
+            std::fs::copy(log(&before), log(&after))?;
+        }
+        Ok(())
     }
 
     async fn put_foreign(&self, table: &Table, rows: &[TextRow]) -> Result<Scenery> {

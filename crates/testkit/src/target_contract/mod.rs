@@ -54,6 +54,12 @@ pub trait Scene: Send + Sync + 'static {
     /// A handle on the place, not opened yet: a restarted process when the handles before it are gone, else a second writer.
     async fn holder(&self) -> Result<Arc<dyn Target>>;
 
+    /// Makes the place what a crash at this moment would leave of it, for the handles to come: a file without what was not
+    /// written yet, a server without the sessions. One handle is open, perhaps in the middle of a call, and is dropped next.
+    async fn crash(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes a table that belongs to no task, with the types that the target would take, and rows in the source's text form.
     /// No handle is open.
     async fn put_foreign(&self, table: &Table, rows: &[TextRow]) -> Result<Scenery> {

@@ -314,6 +314,7 @@ impl<'s> Stage<'s> {
     /// The process ends without `close`, and another one opens.
     pub(super) async fn restart(self) -> Result<(Stage<'s>, Progress)> {
         let Stage { scene, target, deletes, through } = self;
+        scene.crash().await.context("a crash")?;
         drop(target);
         let target = scene.holder().await?;
         let progress = target.open(&task()).await.context("open after a restart")?;
