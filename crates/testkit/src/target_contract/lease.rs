@@ -1,10 +1,11 @@
 //! Who may write, and what a restarted process finds: open, epochs, identity, states, close.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pgferry_model::{Progress, Slice, SourceIdentity, TableState, TaskId, TypeKind};
-use pgferry_pipeline::{IfTargetExists, SchemaChange};
+use pgferry_pipeline::{IfTargetExists, Receipt, SchemaChange};
 
 use super::stage::{
     Changes, Stage, at, chunk, delivery_refused, load, mark, orders, people, plan, refused, rows,
@@ -109,6 +110,42 @@ pub(super) async fn a_load_begun_before_the_takeover_is_refused(scene: &dyn Scen
     ensure!(chunks == Some(vec![0]), "the chunks done are {chunks:?}");
     let found = rows(&*newer, &people, None).await?;
     ensure!(found.is_empty(), "the older holder's rows are there: {found:?}");
+    Ok(Verdict::Kept)
+}
+
+/// Another process opens while a delivery is being written: it finds the delivery whole, or it is refused.
+pub(super) async fn a_delivery_under_way_at_the_takeover_is_whole_or_refused(
+    scene: &dyn Scene,
+) -> Result<Verdict> {
+    let people = people();
+    drop(Stage::live(scene, &[(&people, &[])]).await?);
+    let mut rows_there = 0;
+    for number in 0..24u64 {
+        let (id, through) = ((number + 1).to_string(), 200 + number * 100);
+        let insert = || vec![Changes::of(&people).insert(&[&id, "a", "b", "1"])];
+        let stage = Stage::open(scene).await?;
+        let delivery = stage.delivery(through - 100, through, Slice::Whole, insert())?;
+        let target = Arc::clone(&stage.target);
+        let applying = tokio::spawn(async move { target.apply(delivery).await });
+        tokio::time::sleep(Duration::from_micros(number * 400)).await;
+        let newer = scene.holder().await?;
+        let found = newer.open(&task()).await.context("opening while a delivery is under way")?;
+        let there = found.position >= Some(at(through));
+        match applying.await? {
+            Ok(Receipt::Durable(_)) => ensure!(there, "a durable delivery is not found by the next holder"),
+            Ok(Receipt::Accepted) => {}
+            Err(failure) => {
+                ensure!(!there, "a delivery that failed is there: {failure}");
+                refused::<()>(Err(failure), "delivery that was under way")?;
+            }
+        }
+        rows_there += u64::from(there);
+        delivery_refused(&stage, through + 50, Vec::new()).await?;
+        let position = newer.open(&task()).await?.position;
+        ensure!(position == found.position, "the position moved after the takeover, to {position:?}");
+        let count = newer.inspect().count(&people).await?;
+        ensure!(count == rows_there, "{count} rows, not {rows_there}");
+    }
     Ok(Verdict::Kept)
 }
 

@@ -148,6 +148,7 @@ promises! { ($)
         open_raises_the_epoch_and_changes_nothing_else
         an_older_holder_writes_nothing
         a_load_begun_before_the_takeover_is_refused
+        a_delivery_under_way_at_the_takeover_is_whole_or_refused
         slices_begun_before_the_takeover_are_refused
         tasks_of_one_place_do_not_disturb_each_other
         the_source_of_positions_is_kept

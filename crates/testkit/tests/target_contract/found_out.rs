@@ -70,6 +70,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "an_older_holder_writes_nothing",
             "a_load_begun_before_the_takeover_is_refused",
+            "a_delivery_under_way_at_the_takeover_is_whole_or_refused",
             "slices_begun_before_the_takeover_are_refused",
         ],
     ),
