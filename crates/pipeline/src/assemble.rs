@@ -12,7 +12,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgferry_model::{Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TransactionMark};
+use pgferry_model::{
+    Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TableName, TransactionMark,
+};
 
 /// When to cut.
 #[derive(Clone, Copy, Debug)]
@@ -156,6 +158,11 @@ impl Assembler {
         wanted
     }
 
+    /// The open transaction.
+    pub fn transaction(&self) -> Option<TransactionStart> {
+        self.open.as_ref().map(|open| open.start)
+    }
+
     /// The table as the assembler has it, for a decoder that maps columns.
     pub fn table(&self, id: TableId) -> Option<&Arc<Table>> {
         self.lanes.get(id.index()).map(|lane| &lane.table)
@@ -272,6 +279,15 @@ impl Assembler {
         self.bytes
     }
 
+    /// Whether slices of the open transaction have been taken already.
+    pub(crate) fn sliced(&self) -> bool {
+        self.sliced
+    }
+
+    pub(crate) fn named(&self, name: &TableName) -> Option<&Arc<Table>> {
+        self.lanes.iter().map(|lane| &lane.table).find(|table| table.name == *name)
+    }
+
     pub(crate) fn oldest(&self) -> Option<Instant> {
         self.oldest
     }
@@ -284,14 +300,16 @@ impl Assembler {
         self.changed.take()
     }
 
-    pub(crate) fn close_table(&mut self, id: TableId) {
-        if let Some(lane) = self.lanes.get_mut(id.index()) {
-            lane.gate = Gate::Closed;
-            if let Some(batch) = lane.batch.take() {
-                self.bytes = self.bytes.saturating_sub(batch.bytes());
-                self.touched.retain(|&other| other != id);
-            }
+    /// The table takes nothing more, and what was gathered of it is dropped. Returns whether it took changes so far.
+    pub(crate) fn close_table(&mut self, id: TableId) -> bool {
+        let Some(lane) = self.lanes.get_mut(id.index()) else { return false };
+        let open = matches!(lane.gate, Gate::After(_));
+        lane.gate = Gate::Closed;
+        if let Some(batch) = lane.batch.take() {
+            self.bytes = self.bytes.saturating_sub(batch.bytes());
+            self.touched.retain(|&other| other != id);
         }
+        open
     }
 
     /// Takes what was gathered: whole where no transaction is open, else a slice.

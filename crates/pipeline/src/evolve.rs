@@ -26,6 +26,21 @@ pub(crate) async fn block(courier: &Courier, table: &Arc<Table>, slice: Slice) -
     courier.set_aside(table, &failure).await
 }
 
+/// The error of a table that followed the stream and has no key any more: its changes could not be told apart, nor may they be left
+/// out in silence.
+pub(crate) fn key_lost(table: &Table) -> Error {
+    Error::table_broken(
+        error::SCHEMA_CHANGE_BLOCKED,
+        table.name.clone(),
+        format!("{} has no key any more that the source sends with its changes", table.name),
+    )
+    .with_cause("its primary key was dropped, or its replica identity was changed: updates and deletes no longer say which row they mean")
+    .with_cure(Cure::advice(format!(
+        "give it its key back, then copy it again: pgferry resync FILE --table {}",
+        table.name
+    )))
+}
+
 /// The error of a table whose columns changed.
 pub(crate) fn blocked(table: &Table) -> Error {
     let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_ref()).collect();

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgferry_model::{Error, Position, Result, Slice, Table, TableState};
+use pgferry_model::{Class, Error, Position, Result, Slice, Table, TableState};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::Gate;
@@ -98,10 +98,10 @@ impl Loop<'_> {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),
                 delivered = self.deliverer.done(), if self.deliverer.busy() => self.delivered(delivered?).await?,
-                filled = self.stream.fill(&mut self.assembler), if fill => {
-                    filled?;
-                    self.heard();
-                }
+                filled = self.stream.fill(&mut self.assembler), if fill => match filled {
+                    Ok(_) => self.heard(),
+                    Err(failure) => self.stream_failed(failure).await?,
+                },
                 () = tokio::time::sleep_until(deadline.into()) => self.assembler.want_cut(),
             }
         }
@@ -155,9 +155,7 @@ impl Loop<'_> {
 
     async fn delivered(&mut self, delivered: Delivered) -> Result<()> {
         for (table, failure) in delivered.set_aside {
-            self.assembler.close_table(table.id);
-            self.tables_open = self.tables_open.saturating_sub(1);
-            self.set_aside.push((table, failure));
+            self.close(table, failure);
         }
         if delivered.slice != Slice::Part && self.checkpoint.receipt(delivered.receipt) {
             self.mark_live();
@@ -168,15 +166,40 @@ impl Loop<'_> {
         failpoint::pass("run.after_confirm");
         if let Some(table) = self.changed.take() {
             evolve::block(self.courier, &table, delivered.slice).await?;
-            self.assembler.close_table(table.id);
-            self.tables_open = self.tables_open.saturating_sub(1);
             let failure = evolve::blocked(&table);
-            self.set_aside.push((table, failure));
+            self.close(table, failure);
         }
-        if self.tables_open == 0 && !self.set_aside.is_empty() {
-            return Err(no_table_left());
+        self.verify_any_left()
+    }
+
+    /// A table whose changes the source cannot bring is set aside, and the others go on; any other failure ends the stream.
+    async fn stream_failed(&mut self, failure: Error) -> Result<()> {
+        if failure.class() != Class::TableBroken || self.courier.settings.stop_on_table_error {
+            return Err(failure);
         }
-        Ok(())
+        let named = failure.table().and_then(|name| self.assembler.named(name)).cloned();
+        let Some(table) = named else { return Err(failure.with_class(Class::TaskBroken)) };
+        // The target is written by one at a time.
+        if self.deliverer.busy() {
+            let delivered = self.deliverer.done().await?;
+            self.delivered(delivered).await?;
+        }
+        self.courier.set_aside(&table, &failure).await?;
+        if self.assembler.sliced() {
+            // Slices with its rows are kept: they are dropped, and the stream starts over without the table.
+            return Err(failure.with_class(Class::Transient));
+        }
+        self.close(table, failure);
+        self.verify_any_left()
+    }
+
+    fn close(&mut self, table: Arc<Table>, failure: Error) {
+        self.tables_open -= usize::from(self.assembler.close_table(table.id));
+        self.set_aside.push((table, failure));
+    }
+
+    fn verify_any_left(&self) -> Result<()> {
+        if self.tables_open == 0 && !self.set_aside.is_empty() { Err(no_table_left()) } else { Ok(()) }
     }
 
     /// A table is live as soon as everything up to its cut is durable.
@@ -198,7 +221,8 @@ impl Loop<'_> {
             monitor.set_phase(Phase::Streaming);
         }
         self.note_delivered();
-        metrics::gauge!("pgferry_buffer_bytes").set(self.assembler.bytes() as f64);
+        metrics::gauge!("pgferry_buffer_bytes", "task" => self.courier.task.to_string())
+            .set(self.assembler.bytes() as f64);
     }
 
     /// While nothing is gathered or in flight, an idle position has nothing that waits, stored or not.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariants: a table's cut is stored before its first row; a chunk and its record are one commit; a table takes changes only
-//! when all of its chunks are durable; a table that breaks stops neither the other tables nor its workers.
+//! when all of its chunks are durable; a table that breaks, or that this snapshot no longer shows, stops neither the other tables nor
+//! its workers: the one is set aside, the other is copied again under the next snapshot.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ struct Work {
     chunks: Vec<Chunk>,
     open: HashMap<TableId, usize>,
     broken: HashMap<TableId, Error>,
+    /// Tables that the snapshot no longer shows; they stay unfinished, and the next snapshot is theirs.
+    postponed: HashMap<TableId, Error>,
 }
 
 struct Copy<'a> {
@@ -124,7 +127,10 @@ async fn copy_under(
     for end in ends {
         end?;
     }
-    let mut broken = copy.work.into_inner().broken;
+    let Work { mut broken, postponed, .. } = copy.work.into_inner();
+    if let Some(failure) = postponed.into_values().next() {
+        return Err(failure);
+    }
     Ok(tables
         .iter()
         .filter_map(|table| broken.remove(&table.id).map(|failure| (Arc::clone(table), failure)))
@@ -144,11 +150,22 @@ async fn begin(
     };
     let mark = CopyMark { cut: snapshot.cut(), stream_start };
     let mut planned: Vec<Vec<Chunk>> = Vec::with_capacity(tables.len());
+    let mut broken = HashMap::new();
     for table in tables {
         failpoint::pass("handover.before_begin_copy");
         courier.target.begin_copy(table, mark).await?;
         failpoint::pass("handover.after_begin_copy");
-        let chunks = snapshot.plan(table).await?;
+        let chunks = match snapshot.plan(table).await {
+            Ok(chunks) => chunks,
+            Err(failure)
+                if failure.class() == Class::TableBroken && !courier.settings.stop_on_table_error =>
+            {
+                courier.set_aside(table, &failure).await?;
+                broken.insert(table.id, failure);
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
         if let Some(monitor) = courier.monitor.table(table.id.index()) {
             monitor.rows_copied.store(0, Ordering::Relaxed);
             monitor.bytes_copied.store(0, Ordering::Relaxed);
@@ -161,7 +178,7 @@ async fn begin(
     planned.sort_by_key(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
     let open = planned.iter().filter_map(|chunks| Some((chunks.first()?.table.id, chunks.len()))).collect();
     let chunks = planned.into_iter().flat_map(|chunks| chunks.into_iter().rev()).collect();
-    Ok(Work { chunks, open, broken: HashMap::new() })
+    Ok(Work { chunks, open, broken, postponed: HashMap::new() })
 }
 
 impl Copy<'_> {
@@ -181,6 +198,10 @@ impl Copy<'_> {
                     break;
                 }
                 let lost = failure.code() == error::SNAPSHOT_LOST;
+                if lost && failure.table().is_some() {
+                    self.work.lock().postponed.insert(chunk.table.id, failure);
+                    break;
+                }
                 let wait = if lost { Err(failure) } else { retry.after(failure, self.chunks_done()) };
                 let wait = match wait {
                     Ok(wait) => wait,
@@ -203,7 +224,8 @@ impl Copy<'_> {
         }
         loop {
             let chunk = work.chunks.pop()?;
-            if !work.broken.contains_key(&chunk.table.id) {
+            let id = chunk.table.id;
+            if !work.broken.contains_key(&id) && !work.postponed.contains_key(&id) {
                 return Some(chunk);
             }
         }
@@ -248,7 +270,8 @@ impl Copy<'_> {
             monitor.bytes_copied.fetch_add(chunk.bytes, Ordering::Relaxed);
             monitor.chunks_done.fetch_add(1, Ordering::Relaxed);
         }
-        metrics::counter!("pgferry_snapshot_rows_total").increment(rows);
+        metrics::counter!("pgferry_snapshot_rows_total", "task" => self.courier.task.to_string())
+            .increment(rows);
         let last = {
             let mut work = self.work.lock();
             let open = work.open.entry(chunk.table.id).or_insert(1);

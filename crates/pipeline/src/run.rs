@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::Gate;
 use crate::deliver::Courier;
+use crate::evolve;
 use crate::follow::{Follow, follow};
 use crate::handover::{Copied, copy_tables};
 use crate::retry::Retry;
@@ -122,7 +123,7 @@ impl Run<'_> {
             let wait = retry.after(failure, durable)?;
             monitor.set_phase(Phase::Retrying);
             monitor.retries.fetch_add(1, Ordering::Relaxed);
-            metrics::counter!("pgferry_retries_total").increment(1);
+            metrics::counter!("pgferry_retries_total", "task" => self.task.to_string()).increment(1);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.stop.cancelled() => return Ok(Ended::Stopped),
@@ -194,7 +195,12 @@ impl Run<'_> {
                 if_exists: settings.if_target_exists_for(&table.name),
                 deletes: settings.deletes,
             };
-            match self.courier.target.prepare(&plan).await {
+            let follows = |known: &TableProgress| known.state.takes_changes() && table.key.is_empty();
+            let lost =
+                settings.sync_mode != SyncMode::Snapshot && progress.table(&table.name).is_some_and(follows);
+            let prepared =
+                if lost { Err(evolve::key_lost(table)) } else { self.courier.target.prepare(&plan).await };
+            match prepared {
                 Ok(()) => {}
                 Err(failure) if failure.class() == Class::TableBroken && !settings.stop_on_table_error => {
                     self.courier.set_aside(table, &failure).await?;

@@ -5,6 +5,7 @@ mod config;
 pub mod error;
 mod explain;
 mod pgpass;
+mod read_ahead;
 mod session;
 mod sql;
 mod startup;
@@ -12,8 +13,11 @@ mod stream;
 mod tls;
 mod url;
 
-pub use catalog::{CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables};
+pub use catalog::{
+    CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables, read_tables_as_of,
+};
 pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
 pub use error::{server_error, sqlstate};
+pub use read_ahead::{ReadAhead, ReadAheadThread};
 pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
 pub use sql::{quote_identifier, quote_literal};

@@ -23,9 +23,9 @@ use crate::stream::ByteStream;
 use crate::tls;
 
 /// Room for a read; large, so that one read brings many frames.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 256 << 10;
 /// PostgreSQL's largest message and its header.
-const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
+pub(crate) const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
 /// The largest message before the login is done: nobody unknown makes us hold more.
 const LOGIN_FRAME_BYTES_MAX: usize = 64 << 10;
 
@@ -65,9 +65,9 @@ pub type ResultRow = Vec<Option<String>>;
 /// The reading side.
 pub struct SessionReader {
     socket: ReadHalf<ByteStream>,
-    buffer: BytesMut,
+    pub(crate) buffer: BytesMut,
     frame_bytes_max: usize,
-    place: Arc<Place>,
+    pub(crate) place: Arc<Place>,
 }
 
 /// The writing side.
@@ -209,9 +209,10 @@ impl Session {
             .simple_query(
                 "SET statement_timeout = 0; SHOW server_version_num; \
                  SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; \
-                 SET bytea_output = 'hex'; SET search_path = pg_catalog; SET row_security = off; SET lock_timeout = 0; \
+                 SET bytea_output = 'hex'; SET search_path = ''; SET row_security = off; SET lock_timeout = 0; \
                  SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on; SET xmloption = content; \
-                 SET quote_all_identifiers = off; \
+                 SET quote_all_identifiers = off; SET lc_monetary = 'C'; SET default_transaction_read_only = off; \
+                 SET default_transaction_isolation = 'read committed'; SET xmlbinary = base64; \
                  SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
                  WHERE name IN ('idle_session_timeout', 'transaction_timeout')",
             )

@@ -108,6 +108,16 @@ pub(crate) fn slot_ahead(slot: &str, confirmed: Position, stored: Position) -> E
     .with_cure(Cure::advice("copy the tables again").line("pgferry resync FILE"))
 }
 
+/// The server's log ends before what the target holds.
+pub(crate) fn log_behind(stored: Position, end: Position) -> Error {
+    Error::task_broken(
+        IDENTITY_CHANGED,
+        format!("the server's log ends at {end}, before the {stored} that the target holds"),
+    )
+    .with_cause("the server was put back to an earlier time, from a backup or a copy of its disk: the target holds changes that it has lost")
+    .with_cure(Cure::advice("copy the tables again").line("pgferry resync FILE"))
+}
+
 /// The slot lost its log.
 pub(crate) fn slot_invalidated(slot: &str, reason: &str) -> Error {
     Error::task_broken(SLOT_INVALIDATED, format!("replication slot {slot} has lost the log that it needs ({reason})"))

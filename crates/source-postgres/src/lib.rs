@@ -16,24 +16,30 @@ pub mod replication;
 mod selection;
 mod snapshot;
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pgferry_model::{Cure, Error, Finding, Position, Progress, Result, SourceIdentity, Table, TableName};
+use pgferry_model::{
+    Class, Column, Cure, DataType, Error, Finding, Position, Progress, Result, SourceIdentity, Table,
+    TableId, TableName,
+};
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
-use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables};
+use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables_as_of};
 use tokio::sync::OnceCell;
 
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
 use control::{PostgresControl, column, position};
 use replication::feedback::Feedback;
 use replication::publication::{Needed, Publication, StreamBegins};
-use replication::stream::PostgresStream;
+use replication::stream::{PostgresStream, Surroundings};
+use replication::watch::Watch;
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
-use snapshot::ConsistentSnapshot;
 use snapshot::export::{Export, Exported};
+use snapshot::{ConsistentSnapshot, Extent};
 
 /// How long another holder of the slot may take to let go: our own old connection, after a crash.
 const SLOT_RELEASE_WITHIN: Duration = Duration::from_secs(15);
@@ -49,31 +55,62 @@ const LOG_PAGE_HEADERS: [u64; 2] = [24, 40];
 pub struct PostgresSource {
     control: Arc<PostgresControl>,
     selection: OnceCell<Selection>,
+    /// The server's process of the last stream; 0 before the first.
+    walsender: AtomicI32,
 }
 
 impl PostgresSource {
     /// Nothing is connected yet.
     pub fn new(config: PostgresSourceConfig) -> Self {
-        PostgresSource { control: Arc::new(PostgresControl::new(config)), selection: OnceCell::new() }
+        PostgresSource {
+            control: Arc::new(PostgresControl::new(config)),
+            selection: OnceCell::new(),
+            walsender: AtomicI32::new(0),
+        }
     }
 
     async fn selection(&self) -> Result<&Selection> {
-        self.selection.get_or_try_init(|| self.select()).await
+        let select = async {
+            let selection = self.select(true, None).await?;
+            for (table, why) in &selection.snapshot_only {
+                tracing::warn!(%table, why, "the table is carried by snapshot only");
+            }
+            Ok(selection)
+        };
+        self.selection.get_or_try_init(|| select).await
     }
 
-    async fn select(&self) -> Result<Selection> {
+    /// What the catalog has, now or as of a snapshot. `strict`: every table that the task names has to be there.
+    async fn select(&self, strict: bool, snapshot: Option<&str>) -> Result<Selection> {
         let config = &self.control.config;
         let publication = self.publication().await?;
-        let wanted = Wanted::new(config, publication.as_ref())?;
+        let wanted = Wanted::new(config, publication.as_ref(), strict)?;
         let mut session = self.control.connect(Purpose::Query).await?;
         let version = session.server_version_num();
-        let catalog = read_tables(&mut session, |name| wanted.accepts(name)).await?;
+        let catalog = read_tables_as_of(&mut session, snapshot, |name| wanted.accepts(name)).await?;
         session.close().await?;
-        let selection = select(config, &wanted, catalog, publication.as_ref(), version)?;
-        for (table, why) in &selection.snapshot_only {
-            tracing::warn!(%table, why, "the table is carried by snapshot only");
-        }
-        Ok(selection)
+        select(config, &wanted, catalog, publication.as_ref(), version)
+    }
+
+    /// What holds the rows of the run's tables, of those that are what they were at the start. As of the snapshot, so that a partition
+    /// that was made since the start, whose rows the snapshot sees, is not left out.
+    async fn extents_as_of(&self, snapshot: &str) -> Result<HashMap<TableId, Extent>> {
+        let known = self.selection().await?;
+        let now = self.select(false, Some(snapshot)).await?;
+        let mut extents = Arc::unwrap_or_clone(Arc::clone(&now.extents));
+        let pairs = known.tables.iter().zip(&known.bindings).filter_map(|(table, (oid, _))| {
+            let same = |at: &usize| {
+                let (other, (other_oid, _)) = (&now.tables[*at], &now.bindings[*at]);
+                let columns = |table: &Table| -> Vec<(Arc<str>, DataType)> {
+                    let of = |column: &Column| (Arc::clone(&column.name), column.data_type.clone());
+                    table.columns.iter().map(of).collect()
+                };
+                oid == other_oid && table.name == other.name && columns(table) == columns(other)
+            };
+            let at = (0..now.tables.len()).find(same)?;
+            Some((table.id, extents.remove(&now.tables[at].id)?))
+        });
+        Ok(pairs.collect())
     }
 
     fn streams(&self) -> bool {
@@ -96,14 +133,20 @@ impl PostgresSource {
 
     /// Makes or completes the publication.
     async fn ensure_published(&self, begins: StreamBegins) -> Result<()> {
-        publication::ensure(&self.control, &self.selection().await?.published, begins).await
+        publication::ensure(&self.control, &self.needed().await?, begins).await
+    }
+
+    /// The tables and partitions that have to be published: of those at the start, the ones that still exist. One that was dropped since
+    /// has no changes any more, and must not stop the others.
+    async fn needed(&self) -> Result<Vec<Needed>> {
+        publication::existing(&self.control, &self.selection().await?.published).await
     }
 
     /// Refuses where a table that follows the stream already has left the publication: its changes since are lost.
     async fn verify_still_published(&self, progress: &Progress) -> Result<()> {
         let live = |name: &TableName| progress.table(name).is_some_and(|known| known.state.takes_changes());
-        let needed = &self.selection().await?.published;
-        let live: Vec<Needed> = needed.iter().filter(|needed| live(&needed.name)).cloned().collect();
+        let live: Vec<Needed> =
+            self.needed().await?.into_iter().filter(|needed| live(&needed.name)).collect();
         let replication = &self.control.config.replication;
         let found = publication::find(&self.control, &replication.publication).await?;
         let missing = publication::missing(found.as_ref(), &live);
@@ -143,6 +186,10 @@ impl PostgresSource {
 
     /// A position in the log by the name of the function that tells it; a standby's is what it has replayed.
     async fn log_position(&self, function: &str) -> Result<Position> {
+        Ok(before_page_header(self.log_end(function).await?))
+    }
+
+    async fn log_end(&self, function: &str) -> Result<Position> {
         let rows = self
             .control
             .ask(&format!(
@@ -150,7 +197,21 @@ impl PostgresSource {
                  ELSE pg_catalog.{function}() END"
             ))
             .await?;
-        Ok(before_page_header(position(&column(&rows, 0, 0)?)?))
+        position(&column(&rows, 0, 0)?)
+    }
+
+    /// Refuses a stored position that the server has not reached: it was put back to an earlier time. What it writes next would take
+    /// positions that count as delivered.
+    async fn verify_reached(&self, stored: Position) -> Result<()> {
+        let end = self.log_end("pg_current_wal_insert_lsn").await?;
+        if stored <= end {
+            return Ok(());
+        }
+        let rows = self.control.ask("SELECT pg_catalog.pg_is_in_recovery()").await?;
+        let behind = error::log_behind(stored, end);
+        // A standby that has just started is still on its way.
+        let standby = control::optional(&rows, 0, 0).as_deref() == Some("t");
+        Err(if standby { behind.with_class(Class::Transient) } else { behind })
     }
 
     /// Opens the stream's connection; waits for our own old connection to let go of the slot.
@@ -164,11 +225,15 @@ impl PostgresSource {
                 "START_REPLICATION SLOT {} LOGICAL {after} ({options})",
                 quote_identifier(&replication.slot)
             );
-            let Err(failure) = session.copy_both(&statement).await else { return Ok(session) };
+            let Err(failure) = session.copy_both(&statement).await else {
+                self.walsender.store(session.backend_pid(), Ordering::Relaxed);
+                return Ok(session);
+            };
             let active = refused::words(&failure).is_some_and(|words| words.sqlstate == "55006");
             if !active {
                 return Err(refused::streaming(failure, replication, after));
             }
+            slot::end_stale(&self.control, &replication.slot, self.walsender.load(Ordering::Relaxed)).await?;
             if tokio::time::Instant::now() >= deadline {
                 return Err(slot::active(&self.control, &replication.slot).await.with_origin(failure));
             }
@@ -223,6 +288,9 @@ impl Source for PostgresSource {
         if !self.streams() {
             return Ok(());
         }
+        if let Some(stored) = progress.position {
+            self.verify_reached(stored).await?;
+        }
         self.verify_still_published(progress).await?;
         if self.control.config.replication.manage == Manage::Never {
             let copies =
@@ -264,13 +332,13 @@ impl Source for PostgresSource {
     }
 
     async fn snapshot(&self, need: SnapshotNeed) -> Result<Box<dyn Snapshot>> {
-        let selection = self.selection().await?;
         let export = self.export_for(need).await?;
         let exported = Exported::open(&self.control, export).await?;
+        let extents = self.extents_as_of(exported.name()).await?;
         Ok(Box::new(ConsistentSnapshot {
             control: Arc::clone(&self.control),
             exported,
-            extents: Arc::clone(&selection.extents),
+            extents,
             workers: self.control.config.workers,
         }))
     }
@@ -285,15 +353,24 @@ impl Source for PostgresSource {
         let timeout = Duration::from_millis(column(&rows, 0, 0)?.parse().unwrap_or(60_000));
         let session = self.start_replication(start.after).await?;
         let source_end = self.log_position("pg_current_wal_insert_lsn").await?;
-        self.control.release().await;
         let transactions = replication::transactions(&self.control.config, selection);
+        let roots =
+            selection.bindings.iter().zip(&selection.tables).map(|((oid, _), table)| (*oid, table.id));
+        let surroundings = Surroundings {
+            control: Arc::clone(&self.control),
+            watch: Watch::start(Arc::clone(&self.control), self.needed().await?),
+            roots: roots.collect(),
+            walsender: session.backend_pid(),
+            timeout,
+        };
+        self.control.release().await;
         let (reader, writer) = session.into_split();
         let feedback = Feedback::start(writer, timeout, start.after);
         Ok(Box::new(PostgresStream::new(
             reader,
             feedback,
             transactions,
-            self.control.config.replication.clone(),
+            surroundings,
             start.after,
             source_end,
         )))

@@ -23,8 +23,12 @@ pub(crate) struct Selection {
     pub(crate) extents: Arc<HashMap<TableId, Extent>>,
     /// Per table: its OID and the columns that are left out.
     pub(crate) bindings: Vec<(u32, Vec<Arc<str>>)>,
+    /// Per table: its columns' type modifiers.
+    pub(crate) modifiers: Vec<Vec<Option<i32>>>,
     /// Leaf partitions and the tables that carry their rows.
     pub(crate) leaves: HashMap<u32, TableId>,
+    /// Whether partitions are published one by one: such as come later are known only when the stream speaks of them.
+    pub(crate) by_leaf: bool,
     /// Tables that are selected but cannot follow the stream, and why.
     pub(crate) snapshot_only: Vec<(TableName, &'static str)>,
     /// Tables that follow the stream, with their leaves.
@@ -108,15 +112,22 @@ pub(crate) struct Wanted {
     named: Vec<TableName>,
     /// The publication's tables, where it selects.
     published: Option<BTreeSet<TableName>>,
+    /// Whether every table that is named has to be there.
+    strict: bool,
 }
 
 impl Wanted {
     /// `publication`: asked for already where it selects the tables.
-    pub(crate) fn new(config: &PostgresSourceConfig, publication: Option<&Publication>) -> Result<Wanted> {
+    pub(crate) fn new(
+        config: &PostgresSourceConfig,
+        publication: Option<&Publication>,
+        strict: bool,
+    ) -> Result<Wanted> {
         let parse = |texts: &[String]| -> Result<Vec<Pattern>> {
             texts.iter().map(|text| Pattern::parse(text).ok_or_else(|| no_pattern(text))).collect()
         };
         Ok(Wanted {
+            strict,
             include: parse(&config.include)?,
             exclude: parse(&config.exclude)?,
             named: config.tables.iter().filter_map(|table| table.source.clone()).collect(),
@@ -137,7 +148,8 @@ impl Wanted {
     /// Names that the catalog has to have.
     fn required(&self) -> impl Iterator<Item = TableName> + '_ {
         let include = if self.published.is_none() { self.include.as_slice() } else { &[] };
-        self.named.iter().cloned().chain(include.iter().filter_map(Pattern::exact))
+        let named = self.named.iter().cloned().chain(include.iter().filter_map(Pattern::exact));
+        named.filter(|_| self.strict)
     }
 }
 
@@ -162,7 +174,9 @@ pub(crate) fn select(
         tables: Vec::new(),
         extents: Arc::default(),
         bindings: Vec::new(),
+        modifiers: Vec::new(),
         leaves: HashMap::new(),
+        by_leaf: false,
         snapshot_only: Vec::new(),
         published: Vec::new(),
     };
@@ -183,11 +197,15 @@ pub(crate) fn select(
         }
         extents.insert(id, extent(&found, options, restrictions, server_version_num));
         selection.bindings.push((found.oid, excluded.iter().map(|name| Arc::from(name.as_str())).collect()));
+        let carried = found.columns.iter().filter(|column| !excluded.contains(&column.name));
+        selection.modifiers.push(carried.map(|column| Some(column.modifier)).collect());
         if !table.key.is_empty() {
             selection.published.push(needed);
         }
         if found.kind == RelationKind::PartitionedTable {
             selection.leaves.extend(found.heaps.iter().map(|heap| (heap.oid, id)));
+            selection.by_leaf |=
+                publication.is_some_and(|publication| !publication.via_root) || server_version_num < 130_000;
         }
         selection.tables.push(Arc::new(table));
     }

@@ -6,8 +6,8 @@ use pgferry_pipeline::{Fidelity, IfTargetExists, TablePlan, Target};
 
 use crate::error::{NOT_REPRESENTABLE, table_exists};
 use crate::schema::{
-    column_types, create_statements, existing, qualified, remake_statements, target_name, verify_existing,
-    verify_place,
+    column_types, create_statements, existing, owner_before, qualified, remake_statements, target_name,
+    verify_existing, verify_no_view,
 };
 use crate::{DuckdbTarget, progress};
 
@@ -39,11 +39,16 @@ fn place(
     let table = &plan.table;
     let (name, types) = (target_name(&target.config, table), column_types(&target.config, table));
     let task = target.task();
-    if let Err(failure) = verify_place(connection, task.as_ref(), table, &name) {
+    let found = existing(connection, &name)?;
+    let free = verify_no_view(connection, table, &name)
+        .and_then(|()| owner_before(connection, task.as_ref(), plan, &name, found.is_some()));
+    match free {
+        Ok(_) => {}
         // What belongs to the table is a finding; what keeps from looking is not.
-        return if failure.class() == Class::TableBroken { Ok(Err(failure)) } else { Err(failure) };
+        Err(failure) if failure.class() == Class::TableBroken => return Ok(Err(failure)),
+        Err(failure) => return Err(failure),
     }
-    let Some(columns) = existing(connection, &name)? else {
+    let Some(columns) = found else {
         return Ok(Ok(format!("{name} will be made")));
     };
     let owner =

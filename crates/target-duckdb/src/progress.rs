@@ -358,6 +358,18 @@ pub(crate) fn owners(connection: &Connection, target: &TableName) -> Result<Vec<
     rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)
 }
 
+/// Takes a table from a task: that one does not know it any more, and is told so when it runs again.
+pub(crate) fn take_from(connection: &Connection, owner: &TaskId, table: &TableName) -> Result<()> {
+    forget_chunks(connection, owner, table)?;
+    connection
+        .execute(
+            "DELETE FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![owner.as_str(), &*table.schema, &*table.name],
+        )
+        .map_err(storing)?;
+    Ok(())
+}
+
 /// Whether a chunk is loaded.
 pub(crate) fn chunk_done(
     connection: &Connection,

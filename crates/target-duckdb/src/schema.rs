@@ -7,9 +7,9 @@ use pgferry_model::{Column, Cure, Error, Result, Table, TableName, TaskId};
 use pgferry_pipeline::{IfTargetExists, TablePlan};
 
 use crate::config::DuckdbConfig;
-use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, TABLE_EXISTS, refused, table_gone};
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, TABLE_EXISTS, refused, table_exists, table_gone};
 use crate::mapping::{ColumnType, map_type};
-use crate::progress;
+use crate::progress::{self, Owner};
 
 /// An identifier in double quotes.
 pub(crate) fn quote(name: &str) -> String {
@@ -77,23 +77,36 @@ pub(crate) fn remake_statements(
     old.into_iter().chain(create_statements(name, &plan.table, types)).collect()
 }
 
-/// Refuses a place that another source table's rows go to, and one where a view is.
-pub(crate) fn verify_place(
+/// Who held a table of the file before this task, which takes it over; a table takes the rows of one source table. Refused where it is
+/// another one of this task, and where another task holds it and this one is not told to empty or to replace it. `exists`: whether
+/// the table is still there.
+pub(crate) fn owner_before(
     connection: &Connection,
     task: Option<&TaskId>,
-    table: &Table,
+    plan: &TablePlan,
     name: &TableName,
-) -> Result<()> {
-    let owners = progress::owners(connection, name)?;
-    if let Some(owner) = owners.iter().find(|owner| !owner.is(task, &table.name)) {
-        let problem = format!(
-            "{} would go to {name}, which belongs to {} of task {}",
-            table.name, owner.source, owner.task
-        );
+    exists: bool,
+) -> Result<Option<Owner>> {
+    let table = &plan.table;
+    let mut owners = progress::owners(connection, name)?;
+    owners.retain(|owner| !owner.is(task, &table.name));
+    owners.sort_by_key(|owner| Some(&owner.task) != task);
+    let Some(owner) = owners.into_iter().next() else { return Ok(None) };
+    if Some(&owner.task) == task || plan.if_exists == IfTargetExists::Append {
+        let problem =
+            format!("{} would go to {name}, which takes {} of task {}", table.name, owner.source, owner.task);
         return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
-            .with_cause("DuckDB ignores case in names, and a table takes the rows of one source table")
+            .with_cause("a table takes the rows of one source table, and DuckDB ignores case in names")
             .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
     }
+    if exists && plan.if_exists == IfTargetExists::Error {
+        return Err(table_exists(&table.name, name));
+    }
+    Ok(Some(owner))
+}
+
+/// Refuses a place where a view is.
+pub(crate) fn verify_no_view(connection: &Connection, table: &Table, name: &TableName) -> Result<()> {
     if is_view(connection, name)? {
         let problem = format!("the DuckDB file has a view {name}, not a table");
         return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)

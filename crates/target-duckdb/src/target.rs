@@ -19,8 +19,8 @@ use crate::config::DuckdbConfig;
 use crate::database::{Database, Session};
 use crate::error::{APPEND_INTERRUPTED, fenced, refused, table_exists, table_gone};
 use crate::schema::{
-    column_type, column_types, create_statements, existing, qualified, remake_statements, target_name,
-    verify_existing, verify_names, verify_place,
+    column_type, column_types, create_statements, existing, owner_before, qualified, remake_statements,
+    target_name, verify_existing, verify_names, verify_no_view,
 };
 use crate::write::{Writer, load};
 use crate::{check, progress};
@@ -122,8 +122,11 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     let table = &plan.table;
     let (name, types) = (target_name(config, table), column_types(config, table));
     verify_names(table, &name)?;
-    verify_place(connection, Some(task), table, &name)?;
+    verify_no_view(connection, table, &name)?;
     let found = existing(connection, &name)?;
+    if let Some(owner) = owner_before(connection, Some(task), plan, &name, found.is_some())? {
+        progress::take_from(connection, &owner.task, &owner.source)?;
+    }
     let doing = format!("preparing {name}");
     let execute =
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));

@@ -42,6 +42,8 @@ pub enum Fault {
     Cut,
     /// Breaks every connection on both sides (RST).
     Reset,
+    /// Carries nothing more on any connection that is open now, and ends none: neither side hears of it. New ones work.
+    Silence,
     /// Takes the bytes of this direction and forwards none until [`Proxy::flow`].
     Stall,
     /// Forwards what was read at once only after this time.
@@ -73,6 +75,7 @@ struct Lane {
 struct End {
     generation: u64,
     reset: bool,
+    silent: bool,
 }
 
 struct Shared {
@@ -125,7 +128,7 @@ impl Proxy {
         self.address.port()
     }
 
-    /// Does `fault` now; [`Fault::Cut`] and [`Fault::Reset`] concern both directions whatever `direction` says.
+    /// Does `fault` now; [`Fault::Cut`], [`Fault::Reset`] and [`Fault::Silence`] concern both directions whatever `direction` says.
     pub fn inject(&self, direction: Direction, fault: Fault) {
         self.shared.inject(direction, fault);
     }
@@ -206,9 +209,9 @@ impl Shared {
 
     fn inject(&self, direction: Direction, fault: Fault) {
         let mode = match fault {
-            Fault::Cut | Fault::Reset => {
-                let reset = fault == Fault::Reset;
-                self.end.send_modify(|end| *end = End { generation: end.generation + 1, reset });
+            Fault::Cut | Fault::Reset | Fault::Silence => {
+                let (reset, silent) = (fault == Fault::Reset, fault == Fault::Silence);
+                self.end.send_modify(|end| *end = End { generation: end.generation + 1, reset, silent });
                 return;
             }
             Fault::Stall => Mode::Stall,
@@ -273,7 +276,11 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, mut end: watch::Recei
         };
         tokio::select! {
             biased;
-            _ = end.changed() => end.borrow().reset,
+            _ = end.changed() => {
+                // A silent one holds its sockets, and reads nothing off them, until the next end.
+                while end.borrow_and_update().silent && end.changed().await.is_ok() {}
+                end.borrow().reset
+            }
             ended = lanes => ended.is_err(),
         }
     };
@@ -322,7 +329,7 @@ async fn forward(
             held.drain(..written);
             if let Some(fault) = shared.count(direction, written) {
                 shared.inject(direction, fault);
-                if matches!(fault, Fault::Cut | Fault::Reset) {
+                if matches!(fault, Fault::Cut | Fault::Reset | Fault::Silence) {
                     // The connection ends from outside; not one more byte may pass until then.
                     std::future::pending::<()>().await;
                 }

@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use pgferry_model::{DataType, Error, Result, TableName};
 
 use crate::error::PROTOCOL;
-use crate::{ResultRow, Session};
+use crate::{ResultRow, Session, quote_literal};
 use types::{data_type, read_types};
 
 /// What a relation is.
@@ -58,6 +58,8 @@ pub struct CatalogColumn {
     pub data_type: DataType,
     /// Its type's OID and modifier as the change stream names them.
     pub type_oid: u32,
+    /// See `type_oid`; -1: none.
+    pub modifier: i32,
     /// Whether it is declared NOT NULL. A domain's own NOT NULL does not count: such a column can still read as NULL
     /// (PostgreSQL docs, "CREATE DOMAIN", notes).
     pub not_null: bool,
@@ -120,7 +122,20 @@ pub async fn read_tables(
     session: &mut Session,
     wanted: impl Fn(&TableName) -> bool,
 ) -> Result<Vec<CatalogTable>> {
+    read_tables_as_of(session, None, wanted).await
+}
+
+/// [`read_tables`] as an exported snapshot sees them. It can see a commit that nobody else sees yet: one that is in the log and waits
+/// for a synchronous standby.
+pub async fn read_tables_as_of(
+    session: &mut Session,
+    snapshot: Option<&str>,
+    wanted: impl Fn(&TableName) -> bool,
+) -> Result<Vec<CatalogTable>> {
     session.simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    if let Some(snapshot) = snapshot {
+        session.simple_query(&format!("SET TRANSACTION SNAPSHOT {}", quote_literal(snapshot))).await?;
+    }
     let read = read_definitions(session, wanted).await;
     // A failed statement has ended the transaction in all but name; its error is the one to tell.
     let ended = session.simple_query(if read.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
@@ -212,6 +227,7 @@ async fn read_columns(session: &mut Session, tables: &mut [CatalogTable], oids: 
             name: text(row, 1)?.to_owned(),
             data_type: data_type(&types, type_oid, modifier, dimensions, text(row, 7)?, 0)?,
             type_oid,
+            modifier,
             not_null: text(row, 2)? == "t",
             generated: text(row, 3)? == "t",
         });

@@ -238,7 +238,7 @@ async fn selected(
     publication: Option<&Publication>,
     version: u32,
 ) -> Result<(Vec<CatalogTable>, std::result::Result<Selection, Error>)> {
-    let wanted = match Wanted::new(config, publication) {
+    let wanted = match Wanted::new(config, publication, true) {
         Ok(wanted) => wanted,
         Err(failure) => return Ok((Vec::new(), Err(failure))),
     };

@@ -109,6 +109,7 @@ pub(super) fn partitions(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (table, entry) in facts.selected().filter(|(_, entry)| entry.kind == RelationKind::PartitionedTable) {
         let count = entry.heaps.len();
+        findings.extend(foreign(table, entry));
         let by_leaf = facts.version < 130_000
             || facts.publication.as_ref().is_some_and(|publication| !publication.via_root);
         if !facts.streams() || !by_leaf {
@@ -131,11 +132,30 @@ pub(super) fn partitions(facts: &Facts) -> Vec<Finding> {
             table.name.to_string(),
             error::NOT_IN_STREAM,
             format!("{count} partitions are published one by one"),
-            "a partition that is added or attached while the task runs is not carried before its next start, and truncating one sets the table aside",
+            if facts.version < 130_000 {
+                "a partition that is added or attached while the task runs is not carried before its next start, and truncating one sets the table aside"
+            } else {
+                "a partition that is added while the task runs is carried only where the publication has the partitioned table itself, and truncating one sets the table aside"
+            },
             cure,
         ));
     }
     findings
+}
+
+/// Partitions whose rows lie elsewhere, and never arrive.
+fn foreign(table: &pgferry_model::Table, entry: &pgferry_postgres::CatalogTable) -> Option<Finding> {
+    let names: Vec<String> = entry.unreadable_partitions.iter().map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| {
+        warn(
+            "tables.partitions",
+            table.name.to_string(),
+            error::NOT_IN_STREAM,
+            format!("partitions in foreign tables are left out: {}", names.join(", ")),
+            "their rows lie on another server, so neither the copy nor the log of this one has them",
+            Cure::advice("carry them with a task of their own, from the server that has the rows"),
+        )
+    })
 }
 
 /// Inheritance children are tables of their own.

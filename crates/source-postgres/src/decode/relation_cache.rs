@@ -89,7 +89,7 @@ pub struct SchemaDiff {
     pub renamed: Vec<(usize, usize)>,
     /// Whether columns come in another order: one was dropped and added again, its old values are gone.
     pub reordered: bool,
-    /// Key columns that old rows no longer have: updates of the key and deletes cannot be carried.
+    /// Key columns that old rows no longer have: updates of the key and deletes cannot be carried, and two rows may have one key.
     pub identity_lost: Vec<usize>,
     /// The table's new name, where its OID has another name now.
     pub new_name: Option<TableName>,
@@ -482,7 +482,8 @@ fn difference(
     });
     let retyped = retyped.collect();
     let renamed = renames(&described, carried, &added, &dropped);
-    let identifies = described.columns.iter().any(|column| column.identity);
+    // Without a key of its own a relation marks no column. A partition then still has the key of its root.
+    let identifies = !leaf || described.columns.iter().any(|column| column.identity);
     let covered = |place: usize| {
         places.iter().zip(&described.columns).any(|(at, column)| *at == Some(place) && column.identity)
     };

@@ -5,6 +5,8 @@
 //!   engine ── confirmed ────────────────────────>     │
 //! ```
 //!
+//! A status that is sent because time has passed asks the server for an answer, so that a dead connection is told from an idle one.
+//!
 //! Invariants: what is reported as flushed was confirmed by the engine, nothing else; a reply is sent at once when the server asks, and
 //! otherwise well within `wal_sender_timeout`, whatever the target does: this task waits for nothing but its timer and its socket.
 //!
@@ -50,9 +52,9 @@ impl Feedback {
         Feedback { shared, confirmed, closing, task }
     }
 
-    /// Everything up to here was received.
-    pub(crate) fn received(&self, position: Position) {
-        self.shared.received.fetch_max(position.lsn(), Ordering::Relaxed);
+    /// Everything up to here was received. Whether that is news.
+    pub(crate) fn received(&self, position: Position) -> bool {
+        self.shared.received.fetch_max(position.lsn(), Ordering::Relaxed) < position.lsn()
     }
 
     /// The server asks for a reply.
@@ -101,15 +103,17 @@ async fn report(
     mut closing: watch::Receiver<bool>,
     interval: Duration,
 ) -> Result<()> {
+    let mut answer_wanted = false;
     loop {
         let flushed = *confirmed.borrow_and_update();
         let received = shared.received.load(Ordering::Relaxed).max(flushed);
-        writer.write_copy_data(&status(received, flushed)).await?;
+        writer.write_copy_data(&status(received, flushed, answer_wanted)).await?;
+        answer_wanted = false;
         tokio::select! {
             changed = closing.changed() => {
                 let flushed = *confirmed.borrow();
                 let received = shared.received.load(Ordering::Relaxed).max(flushed);
-                writer.write_copy_data(&status(received, flushed)).await?;
+                writer.write_copy_data(&status(received, flushed, false)).await?;
                 if changed.is_ok() {
                     writer.finish_copy().await?;
                 }
@@ -121,12 +125,12 @@ async fn report(
                 }
             }
             () = shared.reply_now.notified() => {}
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(interval) => answer_wanted = true,
         }
     }
 }
 
-fn status(received: u64, flushed: u64) -> [u8; 34] {
+fn status(received: u64, flushed: u64, answer_wanted: bool) -> [u8; 34] {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now_us = now.as_micros() as i64 - EPOCH_OFFSET_US;
     let mut message = [0u8; 34];
@@ -135,6 +139,7 @@ fn status(received: u64, flushed: u64) -> [u8; 34] {
     message[9..17].copy_from_slice(&flushed.to_be_bytes());
     message[17..25].copy_from_slice(&flushed.to_be_bytes());
     message[25..33].copy_from_slice(&now_us.to_be_bytes());
+    message[33] = u8::from(answer_wanted);
     message
 }
 
@@ -152,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_status_update_has_the_protocols_shape() {
-        let message = status(0x0102_0304_0506_0708, 0x11);
+        let message = status(0x0102_0304_0506_0708, 0x11, false);
         assert_eq!(message[0], b'r');
         assert_eq!(&message[1..9], &[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!((message[16], message[24], message[33]), (0x11, 0x11, 0));

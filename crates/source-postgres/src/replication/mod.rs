@@ -7,6 +7,7 @@ pub(crate) mod slot;
 pub mod spool;
 pub(crate) mod stream;
 pub mod transaction;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 
@@ -18,13 +19,15 @@ use transaction::Transactions;
 
 /// What turns frames into the selection's changes.
 pub(crate) fn transactions(config: &PostgresSourceConfig, selection: &Selection) -> Transactions {
-    let bindings =
-        selection.tables.iter().zip(&selection.bindings).map(|(table, (oid, excluded))| TableBinding {
-            oid: Some(*oid),
-            excluded: excluded.clone(),
-            ..TableBinding::new(std::sync::Arc::clone(table))
-        });
+    let known = selection.tables.iter().zip(&selection.bindings).zip(&selection.modifiers);
+    let bindings = known.map(|((table, (oid, excluded)), modifiers)| TableBinding {
+        table: std::sync::Arc::clone(table),
+        oid: Some(*oid),
+        excluded: excluded.clone(),
+        modifiers: modifiers.clone(),
+    });
     let mut relations = RelationCache::new(bindings.collect());
+    relations.ask_unknown(selection.by_leaf);
     for (&leaf, &table) in &selection.leaves {
         relations.map_leaf(leaf, table);
     }

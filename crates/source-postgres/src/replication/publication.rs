@@ -7,7 +7,7 @@
 //! Limits: partitioned tables can be published from 13, below only their leaves; row filters and column lists exist from 15, whole
 //! schemas too (PostgreSQL docs, "CREATE PUBLICATION"). Published columns are those of `pg_publication_tables.attnames`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use pgferry_model::{Cure, Error, Result, TableName};
 use pgferry_pipeline::failpoint;
@@ -235,6 +235,27 @@ async fn make(control: &PostgresControl, statement: &str, tables: usize) -> Resu
     let publication = control.config.replication.publication.as_str();
     tracing::info!(publication, tables, "publication made or completed");
     Ok(())
+}
+
+/// Of tables and their partitions, the ones that still exist.
+pub(crate) async fn existing(control: &PostgresControl, needed: &[Needed]) -> Result<Vec<Needed>> {
+    let mut needed = needed.to_vec();
+    let names = needed.iter().flat_map(|one| one.leaves.iter().flatten().chain([&one.name]));
+    let list: Vec<String> = names.map(|name| format!("({})", quote_literal(&qualified(name)))).collect();
+    if list.is_empty() {
+        return Ok(needed);
+    }
+    let sql = format!(
+        "SELECT v.name FROM (VALUES {}) v(name) WHERE pg_catalog.to_regclass(v.name) IS NULL",
+        list.join(", ")
+    );
+    let gone: HashSet<String> = control.ask(&sql).await?.into_iter().flatten().flatten().collect();
+    let exists = |name: &TableName| !gone.contains(&qualified(name));
+    needed.retain(|one| exists(&one.name));
+    for leaves in needed.iter_mut().filter_map(|one| one.leaves.as_mut()) {
+        leaves.retain(exists);
+    }
+    Ok(needed)
 }
 
 /// A table that is not published.

@@ -76,6 +76,30 @@ pub(crate) async fn active(control: &PostgresControl, name: &str) -> Error {
     error::slot_active(name, part(0).as_deref(), &who)
 }
 
+/// Ends the process that read the slot for us before, where the server has not noticed yet that its client is gone: after a network's
+/// failure it would hold the slot for `wal_sender_timeout`.
+pub(crate) async fn end_stale(control: &PostgresControl, name: &str, walsender: i32) -> Result<()> {
+    let sql = format!(
+        "SELECT pg_catalog.pg_terminate_backend(s.active_pid) FROM pg_catalog.pg_replication_slots s \
+         WHERE s.slot_name = {} AND s.active_pid = {walsender}",
+        quote_literal(name)
+    );
+    if !control.ask(&sql).await?.is_empty() {
+        tracing::warn!(
+            slot = name,
+            pid = walsender,
+            "the slot's old connection was still open at the server; it was ended"
+        );
+    }
+    Ok(())
+}
+
+/// Whether a process reads from the slot.
+pub(crate) async fn read_by(control: &PostgresControl, name: &str, walsender: i32) -> Result<bool> {
+    let found = find(control, name).await?;
+    Ok(found.and_then(|slot| slot.active_pid).is_some_and(|pid| pid == walsender.to_string()))
+}
+
 impl SlotState {
     /// Refuses a slot that cannot be streamed from, whatever its position.
     pub(crate) fn verify_usable(&self, name: &str) -> Result<()> {
@@ -129,9 +153,12 @@ pub(crate) async fn create(
 async fn say_blocked(control: &PostgresControl, pid: i32, waited: Duration) {
     let asked = control
         .ask(&format!(
-            "SELECT a.pid, a.usename, pg_catalog.date_trunc('second', pg_catalog.now() - a.xact_start) \
-             FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (pg_catalog.pg_blocking_pids({pid})) \
-             OR (a.backend_xid IS NOT NULL AND a.pid <> {pid}) ORDER BY a.xact_start LIMIT 1"
+            "SELECT 'SELECT pg_terminate_backend(' || a.pid || ')', a.usename, pg_catalog.date_trunc('second', pg_catalog.now() - a.xact_start), \
+             a.xact_start FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY (pg_catalog.pg_blocking_pids({pid})) \
+             OR (a.backend_xid IS NOT NULL AND a.pid <> {pid}) UNION ALL \
+             SELECT 'ROLLBACK PREPARED ' || pg_catalog.quote_literal(p.gid), p.owner, \
+             pg_catalog.date_trunc('second', pg_catalog.now() - p.prepared), p.prepared FROM pg_catalog.pg_prepared_xacts p \
+             ORDER BY 4 LIMIT 1"
         ))
         .await;
     let Ok(rows) = asked else { return };
@@ -141,11 +168,11 @@ async fn say_blocked(control: &PostgresControl, pid: i32, waited: Duration) {
     let part = |at| optional(&rows, 0, at).unwrap_or_default();
     tracing::warn!(
         code = error::SLOT_CREATION_BLOCKED.as_str(),
-        pid = part(0),
+        end = part(0),
         user = part(1),
         open_for = part(2),
         waited_s = waited.as_secs(),
-        "{}; commit it, or run SELECT pg_terminate_backend({})",
+        "{}; commit it, or end it: {}",
         if waited < LONG_WAIT {
             "the slot waits for an open transaction"
         } else {

@@ -5,23 +5,25 @@
 //!                                   └── keepalives ──> feedback
 //! ```
 //!
-//! Invariants: `fill` is cancel-safe, it awaits nothing but the read; every complete frame at hand is taken before the next read;
+//! Invariants: `fill` is cancel-safe, it awaits nothing but the read and the catalog's word on an unknown relation; every complete frame at hand is taken before the next read;
 //! an idle position is given to the assembler only between transactions.
 //!
 //! Why reads are coalesced: the server sends a message per change. A reader that takes each one up as it comes wakes both sides per
 //! change; with a short nap while changes come thick, one read brings hundreds. An idle stream is read without a nap.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use pgferry_model::{Cure, Error, Position, Result};
+use pgferry_model::{Cure, Error, Position, Result, TableId};
 use pgferry_pipeline::{Assembler, ChangeStream, Filled};
 use pgferry_postgres::SessionReader;
 
 use super::feedback::Feedback;
 use super::transaction::{Flow, Transactions};
-use crate::config::Replication;
+use super::watch::Watch;
+use crate::control::PostgresControl;
 use crate::decode::protocol_error;
 use crate::decode::relation_cache::Question;
 use crate::error;
@@ -38,16 +40,45 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 const DATA_HEADER_BYTES: usize = 25;
 const KEEPALIVE_BYTES: usize = 18;
 
+/// How often it is asked whether others see a commit already.
+const COMMIT_POLL: Duration = Duration::from_millis(20);
+/// The shortest and the longest silence after which it is asked whether the other side still lives.
+const SILENCE_MIN: Duration = Duration::from_secs(2);
+const SILENCE_MAX: Duration = Duration::from_secs(45);
+
+/// What the stream needs besides its connection: whom to ask, and what to notice.
+pub(crate) struct Surroundings {
+    pub(crate) control: Arc<PostgresControl>,
+    pub(crate) watch: Watch,
+    /// The tables by the OIDs of their relations, for partitions that come later.
+    pub(crate) roots: HashMap<u32, TableId>,
+    /// The server's process at the other end.
+    pub(crate) walsender: i32,
+    /// The server's `wal_sender_timeout`; zero: it has none.
+    pub(crate) timeout: Duration,
+}
+
+impl Surroundings {
+    fn silence_max(&self) -> Duration {
+        if self.timeout.is_zero() {
+            return SILENCE_MAX;
+        }
+        (self.timeout * 3 / 4).clamp(SILENCE_MIN, SILENCE_MAX)
+    }
+}
+
 /// An open stream.
 pub(crate) struct PostgresStream {
     reader: SessionReader,
     feedback: Feedback,
     transactions: Transactions,
-    replication: Replication,
+    surroundings: Surroundings,
     after: Position,
     source_end: Position,
     last_read_at: Option<Instant>,
     last_read_bytes: usize,
+    /// An unknown relation has to be placed before anything more is taken; the transaction that speaks of it.
+    unknown: Option<u32>,
 }
 
 impl PostgresStream {
@@ -55,7 +86,7 @@ impl PostgresStream {
         reader: SessionReader,
         feedback: Feedback,
         transactions: Transactions,
-        replication: Replication,
+        surroundings: Surroundings,
         after: Position,
         source_end: Position,
     ) -> Self {
@@ -63,69 +94,83 @@ impl PostgresStream {
             reader,
             feedback,
             transactions,
-            replication,
+            surroundings,
             after,
             source_end,
             last_read_at: None,
             last_read_bytes: 0,
+            unknown: None,
         }
     }
 
     /// Takes every complete frame at hand. `None`: all taken.
     fn drain(&mut self, assembler: &mut Assembler) -> Result<Option<Filled>> {
-        while self.transactions.pending() {
-            let flow = self.transactions.resume(assembler)?;
-            if self.stops(flow, assembler) {
-                return Ok(Some(Filled::Stopped));
-            }
+        if let Some(filled) = self.replay(assembler)? {
+            return Ok(Some(filled));
         }
         while let Some(frame) = self.reader.peek_frame()? {
-            let flow = match frame.tag {
+            match frame.tag {
                 b'd' => match frame.body.first() {
                     Some(b'w') => {
                         let data = frame
                             .body
                             .get(DATA_HEADER_BYTES..)
                             .ok_or_else(|| malformed("a short data header"))?;
-                        self.transactions.frame(data, assembler)?
+                        // Taken, whatever comes of it: a table's trouble must not come again with the same frame.
+                        let taken = self.transactions.frame(data, assembler);
+                        self.reader.consume_frame();
+                        if self.stops(taken?, assembler) {
+                            return Ok(Some(Filled::Stopped));
+                        }
+                        if let Some(filled) = self.replay(assembler)? {
+                            return Ok(Some(filled));
+                        }
+                        continue;
                     }
                     Some(b'k') => {
                         let (end, reply_wanted) = keepalive(frame.body)?;
                         self.source_end = self.source_end.max(end);
-                        self.feedback.received(end);
-                        if reply_wanted {
+                        // Before 14 the server tells of its next position only after it has heard of this one.
+                        if self.feedback.received(end) || reply_wanted {
                             self.feedback.reply_now();
                         }
                         if !self.transactions.in_transaction() {
                             assembler.idle(end);
                         }
-                        Flow::Continue
                     }
                     _ => return Err(malformed("an unknown replication message")),
                 },
                 b'c' | b'C' | b'Z' => return Err(ended()),
                 b'E' => {
                     let failure = self.reader.server_error(frame.body, "the change stream");
-                    return Err(refused::streaming(failure, &self.replication, self.after));
+                    return Err(refused::streaming(
+                        failure,
+                        &self.surroundings.control.config.replication,
+                        self.after,
+                    ));
                 }
-                b'N' => match refused::warned(frame.body, &self.replication) {
-                    Some(failure) => return Err(failure),
-                    None => Flow::Continue,
-                },
-                _ => Flow::Continue,
-            };
+                b'N' => {
+                    if let Some(failure) =
+                        refused::warned(frame.body, &self.surroundings.control.config.replication)
+                    {
+                        return Err(failure);
+                    }
+                }
+                _ => {}
+            }
             self.reader.consume_frame();
-            if self.stops(flow, assembler) {
-                return Ok(Some(Filled::Stopped));
-            }
-            while self.transactions.pending() {
-                let flow = self.transactions.resume(assembler)?;
-                if self.stops(flow, assembler) {
-                    return Ok(Some(Filled::Stopped));
-                }
-            }
         }
         Ok(None)
+    }
+
+    /// Goes on with a transaction that is being replayed, one piece at a time, so that the caller gets to its other duties.
+    fn replay(&mut self, assembler: &mut Assembler) -> Result<Option<Filled>> {
+        if !self.transactions.pending() {
+            return Ok(None);
+        }
+        let flow = self.transactions.resume(assembler)?;
+        let stops = self.stops(flow, assembler) || self.transactions.pending();
+        Ok(stops.then_some(Filled::Stopped))
     }
 
     /// Whether filling stops. A table whose columns changed is skipped from here on; the engine is told its new columns.
@@ -135,7 +180,11 @@ impl PostgresStream {
         }
         while let Some(question) = self.transactions.relations().question().cloned() {
             match question {
-                Question::Unknown(described) => self.transactions.relations().ignore(described.oid),
+                // The catalog knows, and asking it takes a wait: the next fill begins with it.
+                Question::Unknown(_) => {
+                    self.unknown = assembler.transaction().map(|transaction| transaction.xid);
+                    return true;
+                }
                 // Older than the table's copy, or of one that is set aside: its rows are skipped whatever their columns are.
                 Question::Changed(diff) if !assembler.takes(diff.table) => {
                     self.transactions.relations().tolerate(diff.table);
@@ -151,6 +200,71 @@ impl PostgresStream {
         assembler.stop()
     }
 
+    /// Asks the catalog what an unknown relation is: a partition, made since the start, of a table of the task, or none of its business.
+    /// Cancel-safe: the question stays open until it is answered.
+    ///
+    /// A commit is sent as soon as it is in the log, a moment before others see it; where it waits for a synchronous standby, long before.
+    /// The catalog is asked when the transaction has given its own lock back: then what it made is seen.
+    async fn place_unknown(&mut self, xid: u32) -> Result<()> {
+        let ending = format!(
+            "SELECT FROM pg_catalog.pg_locks l WHERE l.locktype = 'transactionid' AND l.granted \
+             AND l.transactionid::pg_catalog.text = '{xid}' LIMIT 1"
+        );
+        while !self.surroundings.control.ask(&ending).await?.is_empty() {
+            tokio::time::sleep(COMMIT_POLL).await;
+        }
+        let mut asked = false;
+        while let Some(Question::Unknown(described)) = self.transactions.relations().question() {
+            let oid = described.oid;
+            let rows = self
+                .surroundings
+                .control
+                .ask(&format!(
+                    "WITH RECURSIVE up(oid) AS (SELECT {oid}::pg_catalog.oid UNION ALL SELECT i.inhparent FROM up \
+                     JOIN pg_catalog.pg_inherits i ON i.inhrelid = up.oid \
+                     JOIN pg_catalog.pg_class c ON c.oid = i.inhparent AND c.relkind = 'p') SELECT oid FROM up"
+                ))
+                .await?;
+            asked = true;
+            let parents = rows.iter().filter_map(|row| row.first()?.as_deref()?.parse::<u32>().ok());
+            let root = parents.filter_map(|parent| self.surroundings.roots.get(&parent)).next().copied();
+            match root {
+                Some(table) => self.transactions.relations().map_leaf(oid, table),
+                None => self.transactions.relations().ignore(oid),
+            }
+        }
+        if asked {
+            self.surroundings.control.release().await;
+        }
+        Ok(())
+    }
+
+    /// Reads what comes. Feedback asks for an answer every few seconds, so silence has a reason: the server decodes something large that is
+    /// none of ours, or the connection is dead and nobody told. The server knows which: a reader that it no longer hears is ended after
+    /// `wal_sender_timeout`. Cancel-safe.
+    async fn read(&mut self) -> Result<usize> {
+        let silence_max = self.surroundings.silence_max();
+        loop {
+            let read = tokio::select! {
+                read = tokio::time::timeout(silence_max, self.reader.read_some()) => read,
+                trouble = self.surroundings.watch.next() => return Err(trouble),
+            };
+            match read {
+                Ok(read) => return read,
+                Err(_) => {
+                    let slot = &self.surroundings.control.config.replication.slot;
+                    let lives =
+                        super::slot::read_by(&self.surroundings.control, slot, self.surroundings.walsender)
+                            .await?;
+                    self.surroundings.control.release().await;
+                    if !lives {
+                        return Err(ended());
+                    }
+                }
+            }
+        }
+    }
+
     /// Waits a moment when reads come thick and small, so that the next one brings more.
     fn nap(&self) {
         let busy = self.last_read_at.is_some_and(|at| at.elapsed() < BUSY_WITHIN);
@@ -164,14 +278,28 @@ impl PostgresStream {
 #[async_trait]
 impl ChangeStream for PostgresStream {
     async fn fill(&mut self, assembler: &mut Assembler) -> Result<Filled> {
+        if let Some(xid) = self.unknown {
+            self.place_unknown(xid).await?;
+            self.unknown = None;
+            if self.stops(Flow::SchemaChanged, assembler) {
+                return Ok(Filled::Stopped);
+            }
+        }
         if let Some(filled) = self.drain(assembler)? {
+            if self.transactions.pending() {
+                // A long replay lets others have their turn.
+                tokio::task::yield_now().await;
+            }
             return Ok(filled);
+        }
+        if let Some(trouble) = self.surroundings.watch.take() {
+            return Err(trouble);
         }
         if self.feedback.ended() {
             return Err(ended());
         }
         self.nap();
-        self.last_read_bytes = self.reader.read_some().await?;
+        self.last_read_bytes = self.read().await?;
         self.last_read_at = Some(Instant::now());
         if self.last_read_bytes == 0 {
             return Err(ended());

@@ -300,7 +300,8 @@ impl Transactions {
         }
         self.statistics.changes += emptied.len() as u64;
         assembler.truncate(&emptied);
-        if let Some(table) = in_part {
+        // A table that takes no changes of this transaction has no trouble with them either.
+        if let Some(table) = in_part.filter(|&table| assembler.takes(table)) {
             return Err(partition_truncated(table, assembler));
         }
         Ok(if assembler.full() { Flow::Stop } else { Flow::Continue })

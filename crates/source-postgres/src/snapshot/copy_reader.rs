@@ -5,8 +5,8 @@
 //!      ──frames──> BinaryRows ──cells──> Batch ──RowSender──> the target's loader
 //! ```
 //!
-//! Invariants: the batch is handed over when it is full by rows or bytes, and the reader then waits for the loader; the end mark is sent
-//! only after the server's own end of the COPY. A text-mapped column is read through its type's output function, never by a
+//! Invariants: the batch is handed over when it is full by rows or bytes, and the reader then waits for the loader; the end mark is the
+//! caller's to send, after the server's own end of the COPY and a look at what was read from. A text-mapped column is read through its type's output function, never by a
 //! cast: casts of `inet`, `character(n)` and `boolean` give other text than the change stream does.
 
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(crate) fn copy_statement(
             }
         })
         .collect();
-    let relation = format!("{}.{}", quote_identifier(&heap.schema), quote_identifier(&heap.name));
+    let relation = relation(heap);
     let conditions: Vec<String> =
         range.condition().into_iter().chain(filters.iter().map(|filter| format!("({filter})"))).collect();
     let where_clause =
@@ -52,13 +52,18 @@ pub(crate) fn copy_statement(
     )
 }
 
-/// Runs the statement and sends its rows, then the end mark. Returns the number of rows.
+/// The relation's name as SQL.
+pub(crate) fn relation(heap: &Heap) -> String {
+    format!("{}.{}", quote_identifier(&heap.schema), quote_identifier(&heap.name))
+}
+
+/// Runs the statement and sends its rows. Returns their number.
 pub(crate) async fn copy_rows(
     session: &mut Session,
     statement: &str,
     table: &Arc<Table>,
     formats: Vec<CellFormat>,
-    out: RowSender,
+    out: &RowSender,
 ) -> Result<u64> {
     session.copy_out(statement).await?;
     let (rows_max, bytes_max) = (out.batch_rows_max(), out.batch_bytes_max());
@@ -81,7 +86,6 @@ pub(crate) async fn copy_rows(
                 if !batch.is_empty() {
                     out.send(batch).await?;
                 }
-                out.end(count).await?;
                 return Ok(count);
             }
             if batch.len() >= rows_max || batch.bytes() >= bytes_max {

@@ -7,7 +7,12 @@
 //! ```
 //!
 //! Invariants: every worker reads at the same snapshot, asserted per connection (behind a load balancer `SET TRANSACTION SNAPSHOT`
-//! can reach another instance); the exporter runs no other command while the snapshot is needed.
+//! can reach another instance); the exporter runs no other command while the snapshot is needed; a worker holds no lock between two
+//! chunks.
+//!
+//! Why locks are given back: a worker that kept them would block ALTER TABLE, TRUNCATE or VACUUM FULL until the whole copy ends, every
+//! query of the application would queue up behind those, and so would other workers: a copy that waits for itself. Rolling back to a
+//! savepoint gives locks back and keeps the snapshot (PostgreSQL docs, "ROLLBACK TO SAVEPOINT", "Table-Level Locks").
 //!
 //! Facts: PostgreSQL docs, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT), "SET TRANSACTION", "Snapshot Synchronization
 //! Functions". The slot's consistent point is the cut: decoding skips a commit whose record begins before it.
@@ -58,6 +63,10 @@ impl Exported {
         Ok(Exported { exporter, name, cut, seen: Mutex::new(None), idle: Mutex::new(Vec::new()) })
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn cut(&self) -> Position {
         self.cut
     }
@@ -79,19 +88,31 @@ impl Exported {
         };
         let rows = query(&mut session, &format!("SELECT pg_catalog.{function}()")).await?;
         let seen = column(&rows, 0, 0)?;
-        let mut first = self.seen.lock();
-        match first.as_ref() {
-            None => *first = Some(seen),
-            Some(first) if *first == seen => {}
-            Some(_) => return Err(error::snapshot_differs()),
-        }
-        drop(first);
+        self.verify_same(&seen)?;
+        query(&mut session, "SAVEPOINT chunk").await?;
         Ok(session)
     }
 
-    /// Keeps a connection whose COPY has ended cleanly for the next chunk.
-    pub(crate) fn put_back(&self, session: Session) {
-        self.idle.lock().push(session);
+    fn verify_same(&self, seen: &str) -> Result<()> {
+        let mut first = self.seen.lock();
+        if *first.get_or_insert_with(|| seen.to_owned()) == seen {
+            Ok(())
+        } else {
+            Err(error::snapshot_differs())
+        }
+    }
+
+    /// Gives the chunk's locks back and keeps the connection for the next one. One that cannot is dropped; the chunk was read whole.
+    pub(crate) async fn put_back(&self, mut session: Session) {
+        match query(&mut session, "ROLLBACK TO SAVEPOINT chunk").await {
+            Ok(_) => self.idle.lock().push(session),
+            Err(failure) => {
+                tracing::debug!(
+                    code = failure.code().as_str(),
+                    "a worker's connection is not kept: {failure}"
+                )
+            }
+        }
     }
 
     /// Ends the snapshot; a temporary slot goes with it.

@@ -12,10 +12,13 @@ use async_trait::async_trait;
 use pgferry_model::{CellFormat, Cure, Error, Position, Result, Table, TableId};
 use pgferry_pipeline::{Chunk, RowSender, Snapshot};
 
-use crate::control::PostgresControl;
+use pgferry_pipeline::error::SNAPSHOT_LOST;
+use pgferry_postgres::{Session, quote_literal};
+
+use crate::control::{PostgresControl, optional, query};
 use crate::error;
 use crate::refused;
-use crate::snapshot::copy_reader::{copy_rows, copy_statement};
+use crate::snapshot::copy_reader::{copy_rows, copy_statement, relation};
 use crate::snapshot::export::Exported;
 use crate::snapshot::plan::{Heap, PageRange, split};
 
@@ -32,7 +35,8 @@ pub(crate) struct Extent {
 pub(crate) struct ConsistentSnapshot {
     pub(crate) control: Arc<PostgresControl>,
     pub(crate) exported: Exported,
-    pub(crate) extents: Arc<HashMap<TableId, Extent>>,
+    /// As of the snapshot: every relation that it sees rows of, of tables that are the same as at the start.
+    pub(crate) extents: HashMap<TableId, Extent>,
     pub(crate) workers: usize,
 }
 
@@ -70,10 +74,12 @@ impl Snapshot for ConsistentSnapshot {
         let filters: Vec<&str> = extent.filters.iter().chain(&heap.filter).map(String::as_str).collect();
         let statement = copy_statement(table, heap, &range, &formats, &filters);
         let mut session = self.exported.worker(&self.control).await?;
-        let rows = copy_rows(&mut session, &statement, table, formats, out)
+        let rows = copy_rows(&mut session, &statement, table, formats, &out)
             .await
             .map_err(|failure| refused::copying(failure, table, &self.control.config))?;
-        self.exported.put_back(session);
+        verify_unmoved(&mut session, table, heap).await?;
+        out.end(rows).await?;
+        self.exported.put_back(session).await;
         Ok(rows)
     }
 
@@ -88,12 +94,44 @@ impl ConsistentSnapshot {
     }
 }
 
+/// Refuses rows that were read from another relation than the snapshot means, while the COPY's lock still keeps everything as it is.
+///
+/// The snapshot does not protect from either: a name leads to what has it now; and a rewrite gives rows new places, which no chunk or
+/// two of them may cover, or makes new rows of them, which an older snapshot does not see (PostgreSQL docs, "Caveats" of chapter
+/// "Concurrency Control"). The catalog's row is read as of the snapshot, the function tells what is so now.
+async fn verify_unmoved(session: &mut Session, table: &Table, heap: &Heap) -> Result<()> {
+    let (oid, name) = (heap.oid, quote_literal(&relation(heap)));
+    let rows = query(
+        session,
+        &format!(
+            "SELECT coalesce(pg_catalog.to_regclass({name})::pg_catalog.oid = {oid}, false), \
+             coalesce((SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = {oid}) \
+             = pg_catalog.pg_relation_filenode({oid}), true)"
+        ),
+    )
+    .await?;
+    let yes = |at| optional(&rows, 0, at).as_deref() == Some("t");
+    match (yes(0), yes(1)) {
+        (true, true) => Ok(()),
+        (true, false) => Err(rewritten(table)),
+        (false, _) => Err(unknown(table)),
+    }
+}
+
+/// With its table named, it costs the engine that table's copy only.
+fn rewritten(table: &Table) -> Error {
+    Error::transient(SNAPSHOT_LOST, format!("the consistent snapshot no longer shows {}", table.name))
+        .with_table(table.name.clone())
+        .with_cause("the table was rewritten or truncated while it was copied: ALTER TABLE, VACUUM FULL, CLUSTER, TRUNCATE")
+        .with_cure(Cure::advice("nothing: the table is copied again under a new snapshot"))
+}
+
 fn unknown(table: &Table) -> Error {
     Error::table_broken(
         error::TABLE_MISSING,
         table.name.clone(),
-        format!("{} is not in the snapshot's plan", table.name),
+        format!("{} is no longer the table that the task started with", table.name),
     )
-    .with_cause("the table was replaced by another one of the same name while the snapshot was open")
-    .with_cure(Cure::advice("start the task again"))
+    .with_cause("it was dropped, renamed, replaced by another one of its name, or its columns were changed before it was copied")
+    .with_cure(Cure::advice("copy the table again, under the name that it has now").line("pgferry resync FILE"))
 }

@@ -1,6 +1,8 @@
 //! What the tests of this folder share: a source's configuration, a run into the target in memory, cures that are pasted.
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+pub(crate) mod meddling;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,20 +46,29 @@ pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
     }
 }
 
-#[expect(clippy::expect_used, reason = "a test that hangs has failed")]
 pub(crate) async fn ferry(
     config: &PostgresSourceConfig,
     target: &MemoryTarget,
 ) -> pgferry_model::Result<RunEnd> {
+    ferry_from(Arc::new(PostgresSource::new(config.clone())), config.sync_mode, 2, target).await
+}
+
+/// A run from a source of the test's own.
+#[expect(clippy::expect_used, reason = "a test that hangs has failed")]
+pub(crate) async fn ferry_from(
+    source: Arc<dyn Source>,
+    sync_mode: SyncMode,
+    workers: usize,
+    target: &MemoryTarget,
+) -> pgferry_model::Result<RunEnd> {
     let settings = Settings {
-        sync_mode: config.sync_mode,
-        workers: 2,
+        sync_mode,
+        workers,
         sync_interval: Duration::from_millis(50),
         until_caught_up: true,
         retry_budget: Duration::from_secs(2),
         ..Settings::default()
     };
-    let source = Arc::new(PostgresSource::new(config.clone()));
     let (task, monitor) = (TaskId::new("test"), Arc::new(Monitor::default()));
     let running =
         run(&task, source, Arc::new(target.reopened()), &settings, monitor, CancellationToken::new());
@@ -145,4 +156,75 @@ pub(crate) async fn rows(
         .await?;
     rows.sort();
     Ok(rows)
+}
+
+/// A run that goes on until it is stopped.
+pub(crate) struct Live {
+    running: tokio::task::JoinHandle<pgferry_model::Result<RunEnd>>,
+    stop: CancellationToken,
+    pub(crate) monitor: Arc<Monitor>,
+}
+
+impl Live {
+    /// `budget_s`: how long it retries without progress.
+    pub(crate) fn start(config: &PostgresSourceConfig, target: &MemoryTarget, budget_s: u64) -> Live {
+        Live::from(Arc::new(PostgresSource::new(config.clone())), config.sync_mode, target, budget_s)
+    }
+
+    pub(crate) fn from(
+        source: Arc<dyn Source>,
+        sync_mode: SyncMode,
+        target: &MemoryTarget,
+        budget_s: u64,
+    ) -> Live {
+        Live::over(source, sync_mode, &target.reopened(), budget_s)
+    }
+
+    /// Over this very handle, with the faults that it has been given.
+    pub(crate) fn over(
+        source: Arc<dyn Source>,
+        sync_mode: SyncMode,
+        target: &MemoryTarget,
+        budget_s: u64,
+    ) -> Live {
+        let settings = Settings {
+            sync_mode,
+            workers: 2,
+            sync_interval: Duration::from_millis(50),
+            retry_budget: Duration::from_secs(budget_s),
+            retry_wait_max: Duration::from_millis(500),
+            ..Settings::default()
+        };
+        let (stop, monitor, target) =
+            (CancellationToken::new(), Arc::new(Monitor::default()), Arc::new(target.clone()));
+        let running = tokio::spawn({
+            let (stop, monitor) = (stop.clone(), Arc::clone(&monitor));
+            async move { run(&TaskId::new("test"), source, target, &settings, monitor, stop).await }
+        });
+        Live { running, stop, monitor }
+    }
+
+    /// Waits, at most half a minute and not longer than the run lasts.
+    pub(crate) async fn until<F: Future<Output = Result<bool>>>(
+        &self,
+        reached: impl Fn() -> F,
+    ) -> Result<()> {
+        for _ in 0..600 {
+            if reached().await.unwrap_or(false) {
+                return Ok(());
+            }
+            ensure!(!self.running.is_finished(), "the run has ended");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        reached().await?;
+        anyhow::bail!("not reached in time; the last error of the run: {:?}", self.monitor.last_error())
+    }
+
+    pub(crate) async fn stop(self) -> Result<RunEnd> {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(40), self.running).await;
+        ended.context("the run does not stop")??.map_err(|failure| {
+            anyhow::anyhow!("{}: {failure}: {}", failure.code(), failure.cause().unwrap_or_default())
+        })
+    }
 }

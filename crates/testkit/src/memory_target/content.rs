@@ -166,13 +166,18 @@ impl State {
 
     pub(super) fn prepare(&mut self, task: &TaskId, plan: &TablePlan) -> Result<()> {
         let (table, name) = (&plan.table, &plan.table.target_name);
-        let others = |(other, held): (&TaskId, &Held)| {
-            held.tables
+        for (other, held) in &mut self.tasks {
+            let owner = held
+                .tables
                 .iter()
-                .any(|(source, target)| target == name && (other != task || *source != table.name))
-        };
-        if self.tasks.iter().any(others) {
-            return Err(broken(table, "another source table's rows go there"));
+                .find(|(source, target)| *target == name && (other != task || **source != table.name))
+                .map(|(source, _)| source.clone());
+            let Some(source) = owner else { continue };
+            if other == task || matches!(plan.if_exists, IfTargetExists::Append | IfTargetExists::Error) {
+                return Err(broken(table, "another source table's rows go there"));
+            }
+            held.tables.remove(&source);
+            held.progress.tables.retain(|known| known.name != source);
         }
         let held = self.tasks.entry(task.clone()).or_default();
         let waits = held.known(&table.name).state == TableState::Waiting;

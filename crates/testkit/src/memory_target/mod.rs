@@ -31,6 +31,8 @@ pub enum Fault {
     Before(Class),
     /// The call's work is done, its answer is an error.
     After(Class),
+    /// The call takes so long.
+    Slow(std::time::Duration),
 }
 
 /// What is kept of an unfinished sliced delivery.
@@ -309,6 +311,9 @@ impl Target for MemoryTarget {
     async fn apply(&self, delivery: Arc<Delivery<TableChanges>>) -> Result<Receipt> {
         let fault = self.next_fault().await;
         let failure = |class| Error::new(BROKEN_PROMISE, class, "a scripted fault");
+        if let Some(Fault::Slow(time)) = fault {
+            tokio::time::sleep(time).await;
+        }
         if let Some(Fault::Before(class)) = fault {
             *self.slices.lock().await = None;
             return Err(failure(class));

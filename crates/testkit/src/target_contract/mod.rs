@@ -165,6 +165,7 @@ promises! { ($)
         truncate_and_replace_take_the_table_over_empty
         a_table_of_others_with_other_columns_is_refused
         two_source_tables_never_share_a_table
+        another_tasks_table_is_taken_over_only_when_told
         a_table_is_written_under_its_target_name
         a_table_that_is_gone_is_its_own_error
         rows_are_shown_in_the_order_of_their_keys_text

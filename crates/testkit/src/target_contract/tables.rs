@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use pgferry_model::{Outcome, Table, TableName, TableState, TypeKind};
+use pgferry_model::{Outcome, Table, TableName, TableState, TaskId, TypeKind};
 use pgferry_pipeline::{IfTargetExists, SchemaChange, Target};
 
 use super::stage::{
@@ -208,6 +208,35 @@ pub(super) async fn two_source_tables_never_share_a_table(scene: &dyn Scene) -> 
         table_broken(prepared, &intruder, "preparing another source table for the same one")?;
     }
     stage.expect(&people, &[ONE]).await?;
+    Ok(Verdict::Kept)
+}
+
+/// What another task holds is left alone; a task that is told to empty or to replace it takes it over, and the other one, which
+/// would mix its rows in, does not hold it any more.
+pub(super) async fn another_tasks_table_is_taken_over_only_when_told(scene: &dyn Scene) -> Result<Verdict> {
+    let (people, orders) = (people(), orders());
+    let stage = Stage::live(scene, &[(&people, &[ONE]), (&orders, &[&["1", "x"]])]).await?;
+    let other = scene.holder().await?;
+    other.open(&TaskId::new("other")).await?;
+    for if_exists in [IfTargetExists::Error, IfTargetExists::Append] {
+        let plan = plan(&people, if_exists);
+        table_broken(other.prepare(&plan).await, &people, "preparing another task's table")?;
+        let found = other.check(std::slice::from_ref(&plan)).await?;
+        ensure!(
+            found.iter().any(|finding| finding.outcome == Outcome::Failed),
+            "{if_exists:?}: a check finds nothing wrong: {found:?}"
+        );
+    }
+    stage.expect(&people, &[ONE]).await?;
+    for (table, if_exists) in [(&people, IfTargetExists::Replace), (&orders, IfTargetExists::Truncate)] {
+        other.prepare(&plan(table, if_exists)).await?;
+        stage.expect(table, &[]).await?;
+        let progress = stage.progress().await?;
+        ensure!(progress.table(&table.name).is_none(), "two tasks hold {}: {progress:?}", table.name);
+        let again = stage.target.prepare(&plan(table, IfTargetExists::Error)).await;
+        table_broken(again, table, "preparing a table that another task took over")?;
+        other.begin_copy(table, mark(900)).await?;
+    }
     Ok(Verdict::Kept)
 }
 
