@@ -1,11 +1,15 @@
 //! What a run will need of the file: findings, in the order of work.
 
-use pgferry_model::{Finding, Outcome, Result};
+use duckdb::Connection;
+use pgferry_model::{Class, Error, Finding, Outcome, Result, TableState};
 use pgferry_pipeline::{Fidelity, IfTargetExists, TablePlan, Target};
 
-use crate::DuckdbTarget;
-use crate::error::{NOT_REPRESENTABLE, TABLE_EXISTS};
-use crate::schema::{column_types, existing, target_name, verify_existing};
+use crate::error::{NOT_REPRESENTABLE, table_exists};
+use crate::schema::{
+    column_types, create_statements, existing, owner_before, qualified, remake_statements, target_name,
+    verify_existing, verify_no_view,
+};
+use crate::{DuckdbTarget, progress};
 
 /// Looks at the file and at every table's place in it.
 pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec<Finding>> {
@@ -15,38 +19,77 @@ pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec
         Err(failure) => return Ok(vec![Finding::from_error("target.file", file, Outcome::Failed, &failure)]),
     };
     let mut findings = vec![Finding::passed("target.file", file, "opened for writing")];
-    let known = connection
-        .query_row("SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'pgferry'", [], |row| {
-            row.get::<_, i64>(0)
-        })
-        .is_ok_and(|count| count > 0);
     for plan in plans {
         let subject = plan.table.name.to_string();
         findings.extend(mapping(target, plan, &subject));
-        let (name, types) =
-            (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
-        match existing(&connection, &name)? {
-            None => findings.push(Finding::passed("target.table", subject, format!("{name} will be made"))),
-            Some(columns) => match verify_existing(&name, &plan.table, &types, &columns) {
-                Err(failure) if plan.if_exists != IfTargetExists::Replace => {
-                    findings.push(Finding::from_error("target.table", subject, Outcome::Failed, &failure));
-                }
-                _ if known || plan.if_exists != IfTargetExists::Error => {
-                    findings.push(Finding::passed("target.table", subject, format!("{name} is there")));
-                }
-                _ => findings.push(Finding {
-                    outcome: Outcome::Failed,
-                    code: Some(TABLE_EXISTS),
-                    ..Finding::passed(
-                        "target.table",
-                        subject,
-                        format!("{name} is there already, and this task did not make it"),
-                    )
-                }),
-            },
-        }
+        findings.push(match place(target, &connection, plan)? {
+            Ok(detail) => Finding::passed("target.table", subject, detail),
+            Err(failure) => Finding::from_error("target.table", subject, Outcome::Failed, &failure),
+        });
     }
     Ok(findings)
+}
+
+/// What `prepare` would find where the table goes: that it is as it has to be, or the error that it would end with.
+fn place(
+    target: &DuckdbTarget,
+    connection: &Connection,
+    plan: &TablePlan,
+) -> Result<std::result::Result<String, Error>> {
+    let table = &plan.table;
+    let (name, types) = (target_name(&target.config, table), column_types(&target.config, table));
+    let task = target.task();
+    let found = existing(connection, &name)?;
+    let free = verify_no_view(connection, table, &name)
+        .and_then(|()| owner_before(connection, task.as_ref(), plan, &name, found.is_some()));
+    match free {
+        Ok(_) => {}
+        // What belongs to the table is a finding; what keeps from looking is not.
+        Err(failure) if failure.class() == Class::TableBroken => return Ok(Err(failure)),
+        Err(failure) => return Err(failure),
+    }
+    let Some(columns) = found else {
+        return Ok(Ok(format!("{name} will be made")));
+    };
+    let owner =
+        progress::owners(connection, &name)?.into_iter().find(|owner| owner.is(task.as_ref(), &table.name));
+    let remade = match &owner {
+        Some(owner) => {
+            owner.state == TableState::Waiting
+                && !remake_statements(&name, plan, &types, Some(&columns)).is_empty()
+        }
+        None => plan.if_exists == IfTargetExists::Replace,
+    };
+    if remade {
+        return Ok(Ok(format!("{name} will be made anew")));
+    }
+    if owner.is_none() && plan.if_exists == IfTargetExists::Error {
+        return Ok(Err(table_exists(&table.name, &name)));
+    }
+    Ok(verify_existing(&name, table, &types, &columns).map(|()| format!("{name} is there")))
+}
+
+/// The statements that `prepare` would run.
+pub(crate) fn statements(target: &DuckdbTarget, plan: &TablePlan) -> Result<Vec<String>> {
+    let table = &plan.table;
+    let (name, types) = (target_name(&target.config, table), column_types(&target.config, table));
+    let connection = target.reading()?;
+    let (found, task) = (existing(&connection, &name)?, target.task());
+    let owners = progress::owners(&connection, &name)?;
+    if let Some(owner) = owners.iter().find(|owner| owner.is(task.as_ref(), &table.name)) {
+        let waits = owner.state == TableState::Waiting;
+        return Ok(if waits { remake_statements(&name, plan, &types, found.as_deref()) } else { Vec::new() });
+    }
+    Ok(match (found, plan.if_exists) {
+        (Some(_), IfTargetExists::Replace) => {
+            let mut statements = vec![format!("DROP TABLE {}", qualified(&name))];
+            statements.extend(create_statements(&name, table, &types));
+            statements
+        }
+        (Some(_), IfTargetExists::Truncate) => vec![format!("DELETE FROM {}", qualified(&name))],
+        (Some(_), IfTargetExists::Error | IfTargetExists::Append) => Vec::new(),
+        (None, _) => create_statements(&name, table, &types),
+    })
 }
 
 /// Columns whose type does not hold every value of the source's.

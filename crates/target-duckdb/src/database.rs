@@ -8,7 +8,8 @@
 //!
 //! Invariants: two targets on one file in one process share one instance: DuckDB's file lock does not separate them, and two
 //! instances would overwrite each other's blocks. A session keeps its database alive. A commit happens under the fence's read
-//! lock and only with the task's newest epoch, so no commit of an older holder can follow a raised one.
+//! lock and only with the task's newest epoch, so no commit of an older holder can follow a raised one. The task's row is changed
+//! under that lock, too, so that raising the epoch never conflicts with a commit under way. A thread takes the lock once.
 //!
 //! Why the fence is in memory: other processes are kept out by the file's lock; what is left are two holders in one process,
 //! and a transaction that began before the epoch was raised still reads the old one.
@@ -20,7 +21,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use duckdb::{Config, Connection};
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use pgferry_model::{Cure, Error, Result, TaskId};
 
 use crate::config::DuckdbConfig;
@@ -41,6 +42,11 @@ pub(crate) struct Session {
     // Dropped before the database: the last connection closes the file.
     connection: Connection,
     pub(crate) database: Arc<Database>,
+}
+
+/// That the own epoch is the task's newest.
+pub(crate) struct Newest<'d> {
+    _fence: RwLockReadGuard<'d, HashMap<TaskId, u64>>,
 }
 
 impl Deref for Session {
@@ -98,17 +104,30 @@ impl Drop for Database {
 }
 
 impl Session {
-    /// Commits the open transaction where the epoch is still the task's newest; else nothing of it stays.
-    pub(crate) fn commit(&self, task: &TaskId, epoch: u64, doing: &str) -> Result<()> {
+    /// Keeps the epoch from being raised as long as the answer is held. Refused where it is not the task's newest any more.
+    pub(crate) fn newest(&self, task: &TaskId, epoch: u64) -> Result<Newest<'_>> {
         let fence = self.database.fence.read();
-        if fence.get(task) != Some(&epoch) {
-            self.roll_back();
-            return Err(fenced());
-        }
+        if fence.get(task) == Some(&epoch) { Ok(Newest { _fence: fence }) } else { Err(fenced()) }
+    }
+
+    /// Commits the open transaction; else nothing of it stays.
+    pub(crate) fn commit(&self, _newest: &Newest<'_>, doing: &str) -> Result<()> {
         self.connection.execute_batch("COMMIT").map_err(|failure| {
             self.roll_back();
             refused(doing, failure)
         })
+    }
+
+    /// Rolls back what failed, and says why it did.
+    pub(crate) fn abandoned(&self, task: &TaskId, epoch: u64, failure: Error) -> Error {
+        self.roll_back();
+        self.explained(task, epoch, failure)
+    }
+
+    /// The error of a statement under an epoch: where another holder has raised it, DuckDB tells a conflict between the two, which
+    /// looks like one that a retry would mend.
+    pub(crate) fn explained(&self, task: &TaskId, epoch: u64, failure: Error) -> Error {
+        if self.database.fence.read().get(task) == Some(&epoch) { failure } else { fenced() }
     }
 
     /// A transaction that DuckDB has ended by itself cannot be rolled back again; that is no trouble.

@@ -104,6 +104,14 @@ pub(crate) fn table_gone(table: &TableName, name: &TableName) -> Error {
         .with_cure(Cure::advice("stop the task, copy the table again, start it").resync_table(table))
 }
 
+/// The file has a table of that name that the task has neither made nor been told to take over.
+pub(crate) fn table_exists(table: &TableName, name: &TableName) -> Error {
+    Error::table_broken(TABLE_EXISTS, table.clone(), format!("the DuckDB file has a table {name} already")).with_cure(
+        Cure::advice("say what to do with it, in the table's entry of the task file: append, truncate or replace; or give the target another name")
+            .line("if_target_exists = \"replace\""),
+    )
+}
+
 /// Another process has raised the epoch.
 pub(crate) fn fenced() -> Error {
     Error::task_broken(FENCED, "another process runs this task: nothing of this one is written any more")

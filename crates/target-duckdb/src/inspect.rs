@@ -1,6 +1,6 @@
 //! The read side: rows as PostgreSQL's own text, so that both sides can be compared byte by byte.
 //!
-//! Limits: ordered output is sorted in memory; floats are written as PostgreSQL 12 and later write them.
+//! Limits: ordered output is sorted in memory, with a limit on the number of rows only as many as that are held; floats are written as PostgreSQL 12 and later write them.
 
 use arrow::array::{
     Array, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, ListArray,
@@ -40,16 +40,14 @@ impl Inspect for DuckdbTarget {
         each: &mut (dyn FnMut(TextRow) -> Result<()> + Send),
     ) -> Result<()> {
         let columns: Vec<String> = table.columns.iter().map(|column| quote(&column.name)).collect();
-        let tail = limit.map(|limit| format!(" LIMIT {limit}")).unwrap_or_default();
-        let statement = format!(
-            "SELECT {} FROM {}{tail}",
-            columns.join(", "),
-            qualified(&target_name(&self.config, table))
-        );
+        let statement =
+            format!("SELECT {} FROM {}", columns.join(", "), qualified(&target_name(&self.config, table)));
+        let limit = limit.map_or(usize::MAX, |limit| limit as usize);
         let order: Vec<usize> =
             if table.key.is_empty() { (0..table.columns.len()).collect() } else { table.key.clone() };
         let connection = self.reading()?;
-        let reading = tokio::task::spawn_blocking(move || read_sorted(&connection, &statement, &order));
+        let reading =
+            tokio::task::spawn_blocking(move || read_sorted(&connection, &statement, &order, limit));
         for row in reading.await.unwrap_or_else(|lost| Err(lost_thread(lost)))? {
             each(row)?;
         }
@@ -61,13 +59,31 @@ fn lost_thread(lost: tokio::task::JoinError) -> Error {
     worker_lost("a thread of the DuckDB target ended without a result").with_origin(lost)
 }
 
-fn read_sorted(connection: &duckdb::Connection, statement: &str, order: &[usize]) -> Result<Vec<TextRow>> {
+/// Rows beyond the limit that are held before the last ones in order are dropped.
+const ROWS_BEYOND: usize = 8_192;
+
+fn read_sorted(
+    connection: &duckdb::Connection,
+    statement: &str,
+    order: &[usize],
+    limit: usize,
+) -> Result<Vec<TextRow>> {
     let reading = |failure| refused("reading rows", failure);
     let mut statement = connection.prepare(statement).map_err(reading)?;
     let mut rows: Vec<TextRow> = Vec::new();
     for batch in statement.query_arrow([]).map_err(reading)? {
         text_rows(&batch, &mut rows)?;
+        if rows.len() > limit.saturating_add(ROWS_BEYOND) {
+            sort(&mut rows, order);
+            rows.truncate(limit);
+        }
     }
+    sort(&mut rows, order);
+    rows.truncate(limit);
+    Ok(rows)
+}
+
+fn sort(rows: &mut [TextRow], order: &[usize]) {
     let rank = |row: &TextRow, at: usize| (row[at].is_none(), row[at].clone());
     rows.sort_by(|left, right| {
         order
@@ -76,7 +92,6 @@ fn read_sorted(connection: &duckdb::Connection, statement: &str, order: &[usize]
             .find(|found| found.is_ne())
             .unwrap_or(std::cmp::Ordering::Equal)
     });
-    Ok(rows)
 }
 
 fn text_rows(batch: &RecordBatch, rows: &mut Vec<TextRow>) -> Result<()> {

@@ -319,28 +319,49 @@ pub(crate) fn copied_before(
     }
 }
 
-/// Another source table whose rows go to the same table of the file: its task's name, and its own.
-pub(crate) fn other_owner(
-    connection: &Connection,
-    task: &TaskId,
-    source: &TableName,
-    target: &TableName,
-) -> Result<Option<(TaskId, TableName)>> {
-    let found = connection.query_row(
-        "SELECT task, source_schema, source_table FROM pgferry.table_state \
-         WHERE lower(target_schema) = lower(?) AND lower(target_table) = lower(?) \
-         AND NOT (task = ? AND source_schema = ? AND source_table = ?) ORDER BY task <> ? LIMIT 1",
-        params![&*target.schema, &*target.name, task.as_str(), &*source.schema, &*source.name, task.as_str()],
-        |row| {
-            let text = |at| row.get::<_, String>(at);
-            Ok((TaskId::new(text(0)?), TableName::new(text(1)?, text(2)?)))
-        },
-    );
-    match found {
-        Ok(owner) => Ok(Some(owner)),
-        Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
-        Err(failure) => Err(asking(failure)),
+/// A source table whose rows go to a table of the file.
+pub(crate) struct Owner {
+    pub(crate) task: TaskId,
+    pub(crate) source: TableName,
+    pub(crate) state: TableState,
+}
+
+impl Owner {
+    /// Whether it is that source table, of that task where one is open.
+    pub(crate) fn is(&self, task: Option<&TaskId>, source: &TableName) -> bool {
+        self.source == *source && task.is_none_or(|task| self.task == *task)
     }
+}
+
+/// The source tables, of all tasks, whose rows go to a table of the file; none in a file that no task has opened.
+pub(crate) fn owners(connection: &Connection, target: &TableName) -> Result<Vec<Owner>> {
+    let opened: i64 = connection
+        .query_row(
+            "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() \
+             AND schema_name = 'pgferry' AND table_name = 'table_state'",
+            [],
+            |row| row.get(0),
+        )
+        .map_err(asking)?;
+    if opened == 0 {
+        return Ok(Vec::new());
+    }
+    let mut statement = connection
+        .prepare(
+            "SELECT task, source_schema, source_table, state FROM pgferry.table_state \
+             WHERE lower(target_schema) = lower(?) AND lower(target_table) = lower(?)",
+        )
+        .map_err(asking)?;
+    let owner = |row: &duckdb::Row<'_>| {
+        let text = |at: usize| row.get::<_, String>(at);
+        Ok(Owner {
+            task: TaskId::new(text(0)?),
+            source: TableName::new(text(1)?, text(2)?),
+            state: state_of(&text(3)?, None, None),
+        })
+    };
+    let rows = statement.query_map([&*target.schema, &*target.name], owner).map_err(asking)?;
+    rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)
 }
 
 /// Takes a table from a task: that one does not know it any more, and is told so when it runs again.

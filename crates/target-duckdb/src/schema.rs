@@ -3,11 +3,13 @@
 //! No index on the key: every commit would maintain it row by row; deletes find rows by a join, which costs a fraction.
 
 use duckdb::Connection;
-use pgferry_model::{Column, Cure, Error, Result, Table, TableName};
+use pgferry_model::{Column, Cure, Error, Result, Table, TableName, TaskId};
+use pgferry_pipeline::{IfTargetExists, TablePlan};
 
 use crate::config::DuckdbConfig;
-use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, refused, table_gone};
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, TABLE_EXISTS, refused, table_exists, table_gone};
 use crate::mapping::{ColumnType, map_type};
+use crate::progress::{self, Owner};
 
 /// An identifier in double quotes.
 pub(crate) fn quote(name: &str) -> String {
@@ -54,6 +56,64 @@ pub(crate) fn create_statements(name: &TableName, table: &Table, types: &[Column
         format!("CREATE SCHEMA IF NOT EXISTS {}", quote(&name.schema)),
         format!("CREATE TABLE {} ({})", qualified(name), columns.join(", ")),
     ]
+}
+
+/// The statements that make a table of the task anew before its copy: it is gone or has other columns. None where it is as it has to
+/// be. What the user made (`truncate`, `append`) is never dropped.
+pub(crate) fn remake_statements(
+    name: &TableName,
+    plan: &TablePlan,
+    types: &[ColumnType],
+    found: Option<&[(String, String)]>,
+) -> Vec<String> {
+    let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
+    let old = match found {
+        Some(found) if users || verify_existing(name, &plan.table, types, found).is_ok() => {
+            return Vec::new();
+        }
+        Some(_) => Some(format!("DROP TABLE {}", qualified(name))),
+        None => None,
+    };
+    old.into_iter().chain(create_statements(name, &plan.table, types)).collect()
+}
+
+/// Who held a table of the file before this task, which takes it over; a table takes the rows of one source table. Refused where it is
+/// another one of this task, and where another task holds it and this one is not told to empty or to replace it. `exists`: whether
+/// the table is still there.
+pub(crate) fn owner_before(
+    connection: &Connection,
+    task: Option<&TaskId>,
+    plan: &TablePlan,
+    name: &TableName,
+    exists: bool,
+) -> Result<Option<Owner>> {
+    let table = &plan.table;
+    let mut owners = progress::owners(connection, name)?;
+    owners.retain(|owner| !owner.is(task, &table.name));
+    owners.sort_by_key(|owner| Some(&owner.task) != task);
+    let Some(owner) = owners.into_iter().next() else { return Ok(None) };
+    if Some(&owner.task) == task || plan.if_exists == IfTargetExists::Append {
+        let problem =
+            format!("{} would go to {name}, which takes {} of task {}", table.name, owner.source, owner.task);
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("a table takes the rows of one source table, and DuckDB ignores case in names")
+            .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
+    }
+    if exists && plan.if_exists == IfTargetExists::Error {
+        return Err(table_exists(&table.name, name));
+    }
+    Ok(Some(owner))
+}
+
+/// Refuses a place where a view is.
+pub(crate) fn verify_no_view(connection: &Connection, table: &Table, name: &TableName) -> Result<()> {
+    if is_view(connection, name)? {
+        let problem = format!("the DuckDB file has a view {name}, not a table");
+        return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
+            .with_cause("rows can be written to a table only")
+            .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
+    }
+    Ok(())
 }
 
 /// Refuses a table whose column names are the same to DuckDB, which ignores case.

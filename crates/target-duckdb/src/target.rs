@@ -17,10 +17,10 @@ use pgferry_pipeline::{
 
 use crate::config::DuckdbConfig;
 use crate::database::{Database, Session};
-use crate::error::{APPEND_INTERRUPTED, NAME_COLLISION, TABLE_EXISTS, fenced, refused, table_gone};
+use crate::error::{APPEND_INTERRUPTED, fenced, refused, table_exists, table_gone};
 use crate::schema::{
-    column_type, column_types, create_statements, existing, is_view, qualified, target_name, verify_existing,
-    verify_names,
+    column_type, column_types, create_statements, existing, owner_before, qualified, remake_statements,
+    target_name, verify_existing, verify_names, verify_no_view,
 };
 use crate::write::{Writer, load};
 use crate::{check, progress};
@@ -88,6 +88,11 @@ impl DuckdbTarget {
         })
     }
 
+    /// The task that it was opened for.
+    pub(crate) fn task(&self) -> Option<TaskId> {
+        self.open.lock().as_ref().and_then(|open| open.task.clone())
+    }
+
     pub(crate) fn reading(&self) -> Result<Session> {
         self.connected(|open| open.database.session())
     }
@@ -100,11 +105,12 @@ impl DuckdbTarget {
     ) -> Result<T> {
         self.blocking(move |target| {
             let (session, task, epoch) = target.session()?;
+            let newest = session.newest(&task, epoch)?;
             session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
             let done = progress::verify_epoch(&session, &task, epoch)
                 .and_then(|()| work(&session, &task, &target.config))
                 .inspect_err(|_| session.roll_back())?;
-            session.commit(&task, epoch, doing)?;
+            session.commit(&newest, doing)?;
             Ok(done)
         })
         .await
@@ -115,40 +121,28 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     let table = &plan.table;
     let (name, types) = (target_name(config, table), column_types(config, table));
     verify_names(table, &name)?;
-    if is_view(connection, &name)? {
-        let problem = format!("the DuckDB file has a view {name}, not a table");
-        return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
-            .with_cause("rows can be written to a table only")
-            .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
-    }
+    verify_no_view(connection, table, &name)?;
     let found = existing(connection, &name)?;
-    settle_owner(connection, task, plan, &name, found.is_some())?;
+    if let Some(owner) = owner_before(connection, Some(task), plan, &name, found.is_some())? {
+        progress::take_from(connection, &owner.task, &owner.source)?;
+    }
     let doing = format!("preparing {name}");
     let execute =
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
     let ours = progress::copied_before(connection, task, &table.name)?.is_some();
     let mut rows_before = 0;
-    if ours
-        && made_anew(
-            connection,
-            task,
-            plan,
-            found.is_some(),
-            matches(&name, table, &types, found.as_deref()),
-        )?
-    {
-        let old = found.is_some().then(|| format!("DROP TABLE {}", qualified(&name)));
-        return old
-            .into_iter()
-            .chain(create_statements(&name, table, &types))
-            .try_for_each(|statement| execute(&statement));
+    if ours && progress::waits(connection, task, &table.name)? {
+        let remade = remake_statements(&name, plan, &types, found.as_deref());
+        if !remade.is_empty() {
+            return remade.iter().try_for_each(|statement| execute(statement));
+        }
     }
     match (&found, ours) {
         (Some(found), true) => return verify_existing(&name, table, &types, found),
         (None, true) => return Err(table_gone(&table.name, &name)),
         (None, false) => {}
         (Some(found), false) => match plan.if_exists {
-            IfTargetExists::Error => return Err(table_exists(table, &name.to_string())),
+            IfTargetExists::Error => return Err(table_exists(&table.name, &name)),
             IfTargetExists::Append => {
                 verify_existing(&name, table, &types, found)?;
                 rows_before = connection
@@ -169,56 +163,6 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
         failpoint::pass("target.table_created");
     }
     progress::add_table(connection, task, &table.name, &name, rows_before)
-}
-
-/// A table of the file takes the rows of one source table. Another task's table is left alone, unless this one is told to empty or
-/// to replace it; then that task does not hold it any more.
-fn settle_owner(
-    connection: &Connection,
-    task: &TaskId,
-    plan: &TablePlan,
-    name: &TableName,
-    exists: bool,
-) -> Result<()> {
-    let table = &plan.table;
-    let Some((owner, source)) = progress::other_owner(connection, task, &table.name, name)? else {
-        return Ok(());
-    };
-    if owner == *task || plan.if_exists == IfTargetExists::Append {
-        let problem = format!("{} would go to {name}, which takes {source} of task {owner}", table.name);
-        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
-            .with_cause("a table takes the rows of one source table, and DuckDB ignores case in names")
-            .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
-    }
-    if exists && plan.if_exists == IfTargetExists::Error {
-        return Err(table_exists(table, &name.to_string()));
-    }
-    progress::take_from(connection, &owner, &source)
-}
-
-fn matches(
-    name: &TableName,
-    table: &Table,
-    types: &[crate::ColumnType],
-    found: Option<&[(String, String)]>,
-) -> bool {
-    found.is_some_and(|found| verify_existing(name, table, types, found).is_ok())
-}
-
-/// Whether a table of the task is made anew: its copy is still to come, and it is gone or has other columns. What the user made
-/// (`truncate`, `append`) is never dropped.
-fn made_anew(
-    connection: &Connection,
-    task: &TaskId,
-    plan: &TablePlan,
-    found: bool,
-    matches: bool,
-) -> Result<bool> {
-    if matches || !progress::waits(connection, task, &plan.table.name)? {
-        return Ok(false);
-    }
-    let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
-    Ok(!found || !users)
 }
 
 fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> Result<()> {
@@ -246,16 +190,6 @@ fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> 
     progress::forget(connection, task, table)
 }
 
-fn table_exists(table: &Table, name: &str) -> Error {
-    Error::table_broken(TABLE_EXISTS, table.name.clone(), format!("the DuckDB file has a table {name} already"))
-        .with_cause("this task did not make it, so its rows may be somebody else's")
-        .with_cure(
-        Cure::advice("say what to do with it, in the table's entry of the task file: append, truncate or replace; or give the target another name")
-            .line("if_target_exists = \"replace\"")
-            .resync_table(&table.name),
-    )
-}
-
 fn begin_copy(
     connection: &Connection,
     task: &TaskId,
@@ -266,7 +200,7 @@ fn begin_copy(
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
     let (rows_before, state) = progress::copied_before(connection, task, &table.name)?
-        .ok_or_else(|| table_exists(table, &name.to_string()))?;
+        .ok_or_else(|| table_exists(&table.name, &name))?;
     progress::forget_chunks(connection, task, &table.name)?;
     let emptied = match rows_before {
         0 => format!("DELETE FROM {}", qualified(&name)),
@@ -377,6 +311,7 @@ impl Target for DuckdbTarget {
             .blocking(move |target| {
                 let (session, task, epoch) = target.session()?;
                 let doing = "starting a copy";
+                let newest = session.newest(&task, epoch)?;
                 session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
                 let begin = || {
                     let stored = progress::read(&session, &task)?.position;
@@ -389,7 +324,7 @@ impl Target for DuckdbTarget {
                     Ok(start)
                 };
                 let start = begin().inspect_err(|_| session.roll_back())?;
-                session.commit(&task, epoch, doing)?;
+                session.commit(&newest, doing)?;
                 Ok(start)
             })
             .await?;
@@ -488,22 +423,7 @@ impl Target for DuckdbTarget {
 
     async fn describe(&self, plan: &TablePlan) -> Result<Vec<String>> {
         let plan = plan.clone();
-        self.blocking(move |target| {
-            let (name, types) =
-                (target_name(&target.config, &plan.table), column_types(&target.config, &plan.table));
-            let found = existing(&*target.reading()?, &name)?.is_some();
-            Ok(match (found, plan.if_exists) {
-                (true, IfTargetExists::Replace) => {
-                    let mut statements = vec![format!("DROP TABLE {}", qualified(&name))];
-                    statements.extend(create_statements(&name, &plan.table, &types));
-                    statements
-                }
-                (true, IfTargetExists::Truncate) => vec![format!("DELETE FROM {}", qualified(&name))],
-                (true, _) => Vec::new(),
-                (false, _) => create_statements(&name, &plan.table, &types),
-            })
-        })
-        .await
+        self.blocking(move |target| check::statements(target, &plan)).await
     }
 
     fn inspect(&self) -> &dyn Inspect {

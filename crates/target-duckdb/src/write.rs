@@ -45,10 +45,11 @@ pub(crate) fn load(
     let table = Arc::clone(&chunk.chunk.table);
     let doing = format!("loading {}", table.name);
     execute(session, "BEGIN TRANSACTION", &doing)?;
-    let rows =
-        load_rows(session, config, task, epoch, &mut chunk, &doing).inspect_err(|_| session.roll_back())?;
+    let rows = load_rows(session, config, task, epoch, &mut chunk, &doing)
+        .map_err(|failure| session.abandoned(task, epoch, failure))?;
     failpoint::pass("target.load_before_commit");
-    session.commit(task, epoch, &doing)?;
+    let newest = session.newest(task, epoch).inspect_err(|_| session.roll_back())?;
+    session.commit(&newest, &doing)?;
     failpoint::pass("target.load_after_commit");
     Ok(rows)
 }
@@ -145,9 +146,6 @@ impl Writer {
     ) -> Result<Receipt> {
         if delivery.slice == Slice::Whole {
             self.discard();
-            if delivery.through <= stored {
-                return Ok(Receipt::Durable(stored));
-            }
         }
         if self.slices_lost {
             return Err(Error::transient(
@@ -159,12 +157,15 @@ impl Writer {
                 "nothing: the transaction is read and written again from its beginning",
             )));
         }
-        let written = self.write(config, task, epoch, delivery);
-        if written.is_err() {
+        if delivery.slice != Slice::Part && delivery.through <= stored {
+            self.discard();
+            return Ok(Receipt::Durable(stored));
+        }
+        self.write(config, task, epoch, delivery).map_err(|failure| {
             self.discard();
             self.slices_lost = delivery.slice != Slice::Whole;
-        }
-        written
+            self.session.explained(task, epoch, failure)
+        })
     }
 
     fn write(
@@ -184,10 +185,11 @@ impl Writer {
             failpoint::pass("target.slice_kept");
             return Ok(Receipt::Accepted);
         }
+        let newest = self.session.newest(task, epoch)?;
         progress::move_position(&self.session, task, epoch, delivery.through)?;
         failpoint::pass("target.before_commit");
         self.open = false;
-        self.session.commit(task, epoch, doing)?;
+        self.session.commit(&newest, doing)?;
         failpoint::pass("target.after_commit");
         Ok(Receipt::Durable(delivery.through))
     }

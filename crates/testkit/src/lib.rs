@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod random;
 mod run_folder;
 pub mod server;
+pub mod target_contract;
 pub mod types;
 pub mod workload;
 

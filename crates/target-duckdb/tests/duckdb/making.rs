@@ -79,10 +79,7 @@ pub(crate) fn push(batch: &mut Batch, cells: &[In]) {
 pub(crate) enum Change {
     Insert(Vec<In>),
     Update(Vec<In>),
-    /// From an old tuple that holds the key only.
-    Move(Vec<In>, Vec<In>),
     Delete(Vec<In>),
-    Truncate,
 }
 
 pub(crate) fn changes(table: &Arc<Table>, changes: &[Change]) -> Batch {
@@ -100,19 +97,11 @@ pub(crate) fn changes(table: &Arc<Table>, changes: &[Change]) -> Batch {
                 batch.start_new();
                 push(&mut batch, new);
             }
-            Change::Move(old, new) => {
-                batch.start_row(Op::Update, sequence);
-                batch.start_new();
-                push(&mut batch, new);
-                batch.start_old(false);
-                push(&mut batch, old);
-            }
             Change::Delete(old) => {
                 batch.start_row(Op::Delete, sequence);
                 batch.start_old(false);
                 push(&mut batch, old);
             }
-            Change::Truncate => batch.start_row(Op::Truncate, sequence),
         }
         assert!(batch.last_row_is_whole());
     }

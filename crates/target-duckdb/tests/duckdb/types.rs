@@ -353,20 +353,3 @@ async fn the_sign_of_zero_is_what_floats_may_lose() {
     assert_eq!(signed + plain, 4000);
     assert_ne!(signed, 2000, "DuckDB keeps the sign of zero now: map floats as exact");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn three_hundred_columns() {
-    let names: Vec<String> = (0..300).map(|at| format!("c{at}")).collect();
-    let columns: Vec<(&str, TypeKind)> = names.iter().map(|name| (name.as_str(), TypeKind::Text)).collect();
-    let table = table("broad", &columns, &[0]);
-    let row = |at: usize| (0..300).map(|column| t(&format!("{at}-{column}"))).collect::<Vec<_>>();
-    let made = live(&table, &(0..50).map(row).collect::<Vec<_>>()).await;
-    let mut change = vec![In::Unchanged; 300];
-    change[0] = t("7-0");
-    change[299] = t("new");
-    apply(&made.target, 200, changes(&table, &[Change::Update(change)])).await.unwrap();
-    let all = rows(&made.target, &table).await;
-    let row = all.iter().find(|row| row.starts_with("7-0|")).unwrap();
-    assert!(row.starts_with("7-0|7-1|") && row.ends_with("|7-298|new"));
-    assert_eq!(all.len(), 50);
-}

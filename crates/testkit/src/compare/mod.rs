@@ -27,6 +27,7 @@ use futures_util::Stream;
 pub use copy_text::{Row, parse_line};
 pub use inspected::InspectedRows;
 pub use merge::compare;
+pub(crate) use source::SETTINGS;
 pub use source::{SourceRows, tables};
 
 /// A table to compare.

@@ -20,7 +20,7 @@ use super::{ComparedTable, Row, RowStream, TargetRows, parse_line};
 
 /// Settings that make a value's text depend on the value alone. 3 is the most `extra_float_digits` takes; from 12 on
 /// it means the shortest exact text.
-const SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'; \
+pub(crate) const SETTINGS: &str = "SET datestyle = 'ISO, YMD'; SET timezone = 'UTC'; SET intervalstyle = 'postgres'; \
     SET extra_float_digits = 3; SET bytea_output = 'hex'; SET client_encoding = 'UTF8'; SET xmloption = 'content'; \
     SET search_path = pg_catalog; SET lock_timeout = '30s'; \
     BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
