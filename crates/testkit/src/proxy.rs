@@ -336,7 +336,8 @@ async fn forward(
             }
             continue;
         }
-        if ended && held.is_empty() {
+        // A direction that stalls holds its end back, too.
+        if ended && held.is_empty() && mode != Mode::Stall {
             return to.shutdown().await;
         }
         tokio::select! {
