@@ -202,6 +202,28 @@ async fn a_stored_position_that_the_server_has_not_reached_is_refused() -> Resul
     Ok(())
 }
 
+/// A slot that moves on between the copy and the stream: the server would start where the slot stands, without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_past_the_copy_is_refused() -> Result<()> {
+    let database =
+        Arc::new(database(15, "CREATE TABLE t(id int PRIMARY KEY); INSERT INTO t VALUES (1)").await?);
+    let (config, target) = (config(&database), MemoryTarget::default());
+    let advance = format!(
+        "INSERT INTO t VALUES (2);; SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())",
+        config.replication.slot
+    );
+    let what = Meddling { before_stream: vec![advance], ..Meddling::default() };
+    let source = Arc::new(MeddledSource::new(config.clone(), &database, what));
+    let Err(failure) = ferrying::ferry_from(source, config.sync_mode, 2, &target).await else {
+        anyhow::bail!(
+            "changes are missing, and nobody says so: {:?}",
+            rows(&config, &target, "public.t").await?
+        )
+    };
+    told(&failure, "source.slot_ahead")?;
+    Ok(())
+}
+
 /// Messages in the log are no changes, and what follows them is not skipped, restarted or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logical_messages_hide_no_change() -> Result<()> {
