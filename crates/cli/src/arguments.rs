@@ -1,5 +1,6 @@
 //! What can be typed. Help, completions and `docs/reference/cli.md` are made from this file.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -130,6 +131,9 @@ pub(crate) struct RunArguments {
     /// End when everything that was there at the start has arrived
     #[arg(long)]
     pub until_caught_up: bool,
+    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9187
+    #[arg(long, value_name = "ADDRESS", env = "PGFERRY_METRICS")]
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]

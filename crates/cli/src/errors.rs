@@ -16,6 +16,8 @@ pub(crate) const FILE_EXISTS: Code = Code::new("cli.file_exists");
 pub(crate) const FILE_UNWRITABLE: Code = Code::new("cli.file_unwritable");
 /// The operating system refuses what the program needs to start.
 pub(crate) const START_FAILED: Code = Code::new("cli.start_failed");
+/// Metrics cannot be served where they were asked for.
+pub(crate) const METRICS_ADDRESS: Code = Code::new("cli.metrics_address");
 /// A name that was typed leads nowhere.
 pub(crate) const UNKNOWN_NAME: Code = Code::new("cli.unknown_name");
 

@@ -12,6 +12,7 @@ mod errors;
 mod exit_code;
 mod figures;
 mod logs;
+mod metrics;
 mod output;
 mod progress;
 mod signals;

@@ -1,7 +1,9 @@
 //! Settings of the task file that have to reach the engine, between a real server and a real file.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests stop at the first surprise")]
 
-use std::io::BufRead as _;
+use std::collections::HashMap;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -146,4 +148,57 @@ async fn an_idle_source_has_no_lag() {
     }
     database.execute("INSERT INTO a VALUES (11)").await.unwrap();
     lines.find(|line| line["type"] == "progress" && line["changes"] == 1).unwrap();
+}
+
+/// What a scraper reads: a number per series.
+fn scraped(address: SocketAddr) -> HashMap<String, f64> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let series =
+        answer.lines().filter(|line| line.starts_with("pgferry_")).filter_map(|line| line.rsplit_once(' '));
+    series.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_a_run_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = scene("sync_mode = \"snapshot_cdc\"\ninclude = [\"public.*\"]", folder.path()).await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut refused = command(folder.path(), "second");
+    let output = refused.env("PGFERRY_METRICS", address.to_string()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("cli.metrics_address"), "{output:?}");
+    drop(taken);
+
+    let mut running = command(folder.path(), "second");
+    let running = running.args(["--metrics", &address.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Running(running);
+    let lines = std::io::BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut lines = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    lines.find(|line| line["phase"] == "streaming").unwrap();
+    database.execute("INSERT INTO a VALUES (11), (12)").await.unwrap();
+    lines.find(|line| line["type"] == "progress" && line["changes"] == 2).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let wanted = [
+        ("pgferry_task_phase{task=\"second\",phase=\"streaming\"}", 1.0),
+        ("pgferry_task_phase{task=\"second\",phase=\"snapshotting\"}", 0.0),
+        ("pgferry_task_tables{task=\"second\",state=\"live\"}", 2.0),
+        ("pgferry_snapshot_rows_total{task=\"second\"}", 20.0),
+        ("pgferry_changes_total{task=\"second\"}", 2.0),
+        ("pgferry_lag_bytes{task=\"second\"}", 0.0),
+        ("pgferry_replication_lag_seconds{task=\"second\"}", 0.0),
+    ];
+    loop {
+        let series = scraped(address);
+        if wanted.iter().all(|(name, value)| series.get(*name) == Some(value)) {
+            assert!(series["pgferry_position{task=\"second\"}"] > 0.0);
+            break;
+        }
+        assert!(Instant::now() < until, "{series:#?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }

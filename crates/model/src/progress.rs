@@ -77,6 +77,9 @@ pub enum TableState {
 }
 
 impl TableState {
+    /// Every state's word.
+    pub const WORDS: [&str; 7] = ["waiting", "copying", "copied", "catching_up", "live", "paused", "broken"];
+
     /// The word used in the target's table, in messages and in the API.
     pub fn word(&self) -> &'static str {
         match self {

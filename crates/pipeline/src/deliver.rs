@@ -190,7 +190,7 @@ impl Courier {
         let state = TableState::Broken { code: failure.code().to_string(), problem: failure.to_string() };
         self.target.set_state(table, state.clone()).await?;
         self.monitor.set_state(table.id.index(), state);
-        metrics::counter!("pgferry_errors_total", "code" => failure.code().as_str()).increment(1);
+        metrics::counter!("pgferry_errors_total", "task" => self.task.to_string(), "code" => failure.code().as_str()).increment(1);
         tracing::error!(
             code = failure.code().as_str(),
             table = %table.name,
@@ -214,10 +214,12 @@ impl Courier {
                 table.changes.fetch_add(changes, Relaxed);
             }
         }
-        metrics::counter!("pgferry_changes_total").increment(weight.changes);
-        metrics::counter!("pgferry_transactions_total").increment(weight.transactions);
-        metrics::histogram!("pgferry_batch_rows").record(weight.changes as f64);
-        metrics::histogram!("pgferry_stage_duration_seconds", "stage" => "apply")
+        metrics::counter!("pgferry_changes_total", "task" => self.task.to_string()).increment(weight.changes);
+        metrics::counter!("pgferry_transactions_total", "task" => self.task.to_string())
+            .increment(weight.transactions);
+        metrics::histogram!("pgferry_batch_rows", "task" => self.task.to_string())
+            .record(weight.changes as f64);
+        metrics::histogram!("pgferry_stage_duration_seconds", "task" => self.task.to_string(), "stage" => "apply")
             .record(weight.started.elapsed().as_secs_f64());
         if slice != Slice::Part {
             monitor.deliveries.fetch_add(1, Relaxed);

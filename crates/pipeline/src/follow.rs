@@ -221,7 +221,8 @@ impl Loop<'_> {
             monitor.set_phase(Phase::Streaming);
         }
         self.note_delivered();
-        metrics::gauge!("pgferry_buffer_bytes").set(self.assembler.bytes() as f64);
+        metrics::gauge!("pgferry_buffer_bytes", "task" => self.courier.task.to_string())
+            .set(self.assembler.bytes() as f64);
     }
 
     /// While nothing is gathered or in flight, an idle position has nothing that waits, stored or not.

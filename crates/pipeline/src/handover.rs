@@ -270,7 +270,8 @@ impl Copy<'_> {
             monitor.bytes_copied.fetch_add(chunk.bytes, Ordering::Relaxed);
             monitor.chunks_done.fetch_add(1, Ordering::Relaxed);
         }
-        metrics::counter!("pgferry_snapshot_rows_total").increment(rows);
+        metrics::counter!("pgferry_snapshot_rows_total", "task" => self.courier.task.to_string())
+            .increment(rows);
         let last = {
             let mut work = self.work.lock();
             let open = work.open.entry(chunk.table.id).or_insert(1);

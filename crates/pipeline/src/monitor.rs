@@ -31,6 +31,18 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Every phase, in the order of their numbers.
+    pub const ALL: [Phase; 8] = [
+        Phase::Starting,
+        Phase::ExportingSnapshot,
+        Phase::Snapshotting,
+        Phase::CatchingUp,
+        Phase::Streaming,
+        Phase::Retrying,
+        Phase::Stopping,
+        Phase::Ended,
+    ];
+
     /// The word in messages and in the API.
     pub fn word(self) -> &'static str {
         match self {
@@ -46,17 +58,7 @@ impl Phase {
     }
 
     fn from_number(number: u8) -> Phase {
-        const ALL: [Phase; 8] = [
-            Phase::Starting,
-            Phase::ExportingSnapshot,
-            Phase::Snapshotting,
-            Phase::CatchingUp,
-            Phase::Streaming,
-            Phase::Retrying,
-            Phase::Stopping,
-            Phase::Ended,
-        ];
-        ALL.get(usize::from(number)).copied().unwrap_or(Phase::Ended)
+        Phase::ALL.get(usize::from(number)).copied().unwrap_or(Phase::Ended)
     }
 }
 

@@ -123,7 +123,7 @@ impl Run<'_> {
             let wait = retry.after(failure, durable)?;
             monitor.set_phase(Phase::Retrying);
             monitor.retries.fetch_add(1, Ordering::Relaxed);
-            metrics::counter!("pgferry_retries_total").increment(1);
+            metrics::counter!("pgferry_retries_total", "task" => self.task.to_string()).increment(1);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.stop.cancelled() => return Ok(Ended::Stopped),

@@ -5,6 +5,7 @@ mod config;
 pub mod error;
 mod explain;
 mod pgpass;
+mod read_ahead;
 mod session;
 mod sql;
 mod startup;
@@ -17,5 +18,6 @@ pub use catalog::{
 };
 pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
 pub use error::{server_error, sqlstate};
+pub use read_ahead::{ReadAhead, ReadAheadThread};
 pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
 pub use sql::{quote_identifier, quote_literal};

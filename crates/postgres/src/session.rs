@@ -23,9 +23,9 @@ use crate::stream::ByteStream;
 use crate::tls;
 
 /// Room for a read; large, so that one read brings many frames.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 256 << 10;
 /// PostgreSQL's largest message and its header.
-const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
+pub(crate) const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
 /// The largest message before the login is done: nobody unknown makes us hold more.
 const LOGIN_FRAME_BYTES_MAX: usize = 64 << 10;
 
@@ -65,9 +65,9 @@ pub type ResultRow = Vec<Option<String>>;
 /// The reading side.
 pub struct SessionReader {
     socket: ReadHalf<ByteStream>,
-    buffer: BytesMut,
+    pub(crate) buffer: BytesMut,
     frame_bytes_max: usize,
-    place: Arc<Place>,
+    pub(crate) place: Arc<Place>,
 }
 
 /// The writing side.

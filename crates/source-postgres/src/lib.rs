@@ -27,7 +27,7 @@ use pgferry_model::{
     TableId, TableName,
 };
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
-use pgferry_postgres::{Purpose, quote_identifier, quote_literal, read_tables_as_of};
+use pgferry_postgres::{Purpose, ReadAheadThread, quote_identifier, quote_literal, read_tables_as_of};
 use tokio::sync::OnceCell;
 
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
@@ -225,12 +225,16 @@ impl PostgresSource {
     }
 
     /// Opens the stream's connection; waits for our own old connection to let go of the slot.
-    async fn start_replication(&self, after: Position) -> Result<pgferry_postgres::Session> {
+    async fn start_replication(
+        &self,
+        after: Position,
+        thread: &ReadAheadThread,
+    ) -> Result<pgferry_postgres::Session> {
         let replication = &self.control.config.replication;
         let deadline = tokio::time::Instant::now() + SLOT_RELEASE_WITHIN;
         loop {
             self.verify_not_passed(after).await?;
-            let mut session = self.control.connect(Purpose::Replication).await?;
+            let mut session = thread.open(self.control.connect(Purpose::Replication)).await?;
             let options = stream_options(session.server_version_num(), &replication.publication);
             let statement = format!(
                 "START_REPLICATION SLOT {} LOGICAL {after} ({options})",
@@ -362,7 +366,8 @@ impl Source for PostgresSource {
             .ask("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
             .await?;
         let timeout = Duration::from_millis(column(&rows, 0, 0)?.parse().unwrap_or(60_000));
-        let session = self.start_replication(start.after).await?;
+        let thread = ReadAheadThread::start()?;
+        let session = self.start_replication(start.after, &thread).await?;
         let source_end = self.log_position("pg_current_wal_insert_lsn").await?;
         let transactions = replication::transactions(&self.control.config, selection);
         let roots =
@@ -376,6 +381,7 @@ impl Source for PostgresSource {
         };
         self.control.release().await;
         let (reader, writer) = session.into_split();
+        let reader = thread.read(reader);
         let feedback = Feedback::start(writer, timeout, start.after);
         Ok(Box::new(PostgresStream::new(
             reader,

@@ -313,25 +313,40 @@ pub(crate) fn copied_before(
     }
 }
 
-/// Another source table, of any task, whose rows go to the same table of the file.
+/// Another source table whose rows go to the same table of the file: its task's name, and its own.
 pub(crate) fn other_owner(
     connection: &Connection,
     task: &TaskId,
     source: &TableName,
     target: &TableName,
-) -> Result<Option<String>> {
+) -> Result<Option<(TaskId, TableName)>> {
     let found = connection.query_row(
-        "SELECT source_schema || '.' || source_table || ' of task ' || task FROM pgferry.table_state \
+        "SELECT task, source_schema, source_table FROM pgferry.table_state \
          WHERE lower(target_schema) = lower(?) AND lower(target_table) = lower(?) \
-         AND NOT (task = ? AND source_schema = ? AND source_table = ?) LIMIT 1",
-        params![&*target.schema, &*target.name, task.as_str(), &*source.schema, &*source.name],
-        |row| row.get(0),
+         AND NOT (task = ? AND source_schema = ? AND source_table = ?) ORDER BY task <> ? LIMIT 1",
+        params![&*target.schema, &*target.name, task.as_str(), &*source.schema, &*source.name, task.as_str()],
+        |row| {
+            let text = |at| row.get::<_, String>(at);
+            Ok((TaskId::new(text(0)?), TableName::new(text(1)?, text(2)?)))
+        },
     );
     match found {
         Ok(owner) => Ok(Some(owner)),
         Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
         Err(failure) => Err(asking(failure)),
     }
+}
+
+/// Takes a table from a task: that one does not know it any more, and is told so when it runs again.
+pub(crate) fn take_from(connection: &Connection, owner: &TaskId, table: &TableName) -> Result<()> {
+    forget_chunks(connection, owner, table)?;
+    connection
+        .execute(
+            "DELETE FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
+            params![owner.as_str(), &*table.schema, &*table.name],
+        )
+        .map_err(storing)?;
+    Ok(())
 }
 
 /// Whether a chunk is loaded.

@@ -116,18 +116,13 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
     let table = &plan.table;
     let (name, types) = (target_name(config, table), column_types(config, table));
     verify_names(table, &name)?;
-    if let Some(owner) = progress::other_owner(connection, task, &table.name, &name)? {
-        let problem = format!("{} would go to {name}, which belongs to {owner}", table.name);
-        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
-            .with_cause("DuckDB ignores case in names, and a table takes the rows of one source table")
-            .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
-    }
     if is_view(connection, &name)? {
         let problem = format!("the DuckDB file has a view {name}, not a table");
         return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
             .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
     }
     let found = existing(connection, &name)?;
+    settle_owner(connection, task, plan, &name, found.is_some())?;
     let doing = format!("preparing {name}");
     let execute =
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
@@ -174,6 +169,31 @@ fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: 
         failpoint::pass("target.table_created");
     }
     progress::add_table(connection, task, &table.name, &name, rows_before)
+}
+
+/// A table of the file takes the rows of one source table. Another task's table is left alone, unless this one is told to empty or
+/// to replace it; then that task does not hold it any more.
+fn settle_owner(
+    connection: &Connection,
+    task: &TaskId,
+    plan: &TablePlan,
+    name: &TableName,
+    exists: bool,
+) -> Result<()> {
+    let table = &plan.table;
+    let Some((owner, source)) = progress::other_owner(connection, task, &table.name, name)? else {
+        return Ok(());
+    };
+    if owner == *task || plan.if_exists == IfTargetExists::Append {
+        let problem = format!("{} would go to {name}, which takes {source} of task {owner}", table.name);
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("a table takes the rows of one source table, and DuckDB ignores case in names")
+            .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
+    }
+    if exists && plan.if_exists == IfTargetExists::Error {
+        return Err(table_exists(table, &name.to_string()));
+    }
+    progress::take_from(connection, &owner, &source)
 }
 
 fn matches(

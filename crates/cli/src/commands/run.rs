@@ -15,6 +15,7 @@ use crate::arguments::RunArguments;
 use crate::errors::{error_json, error_text};
 use crate::exit_code::ExitCode;
 use crate::figures::{count, duration, plural};
+use crate::metrics;
 use crate::output::Output;
 use crate::progress::{Progress, Shown};
 use crate::signals::stop_on_signals;
@@ -40,6 +41,9 @@ pub(super) async fn run(arguments: &RunArguments, output: &Arc<Output>) -> Ended
         built.push(task);
     }
     let started = Instant::now();
+    if let Some(address) = arguments.metrics {
+        metrics::serve(address)?;
+    }
     let finished = ferry(built, output, &stop).await;
     let mut code = ExitCode::Success;
     let mut results = Vec::new();
@@ -64,6 +68,8 @@ async fn ferry(tasks: Vec<Built>, output: &Arc<Output>, stop: &CancellationToken
         let run = tokio::spawn(run_one(task, Arc::clone(&monitor), stop.clone()));
         running.push((name, monitor, run));
     }
+    let measured =
+        metrics::watch(shown.iter().map(|shown| (shown.task.clone(), Arc::clone(&shown.monitor))).collect());
     let progress = Progress::start(output, shown);
     let mut finished = Vec::new();
     for (task, monitor, run) in running {
@@ -79,7 +85,7 @@ async fn ferry(tasks: Vec<Built>, output: &Arc<Output>, stop: &CancellationToken
         }
         finished.push(Finished { task, monitor, end });
     }
-    drop(progress);
+    drop((progress, measured));
     finished
 }
 

@@ -1,24 +1,23 @@
 //! The change stream: frames off the replication connection, into the assembler.
 //!
 //! ```text
-//!   socket ──read (coalesced)──> buffer ──frames──> transactions ──rows──> Assembler
-//!                                   └── keepalives ──> feedback
+//!   socket ──read ahead──> pieces ──frames──> transactions ──rows──> Assembler
+//!                                    └── keepalives ──> feedback
 //! ```
 //!
-//! Invariants: `fill` is cancel-safe, it awaits nothing but the read and the catalog's word on an unknown relation; every complete frame at hand is taken before the next read;
-//! an idle position is given to the assembler only between transactions.
+//! Invariants: `fill` is cancel-safe, it awaits nothing but the read and the catalog's word on an unknown relation; every frame
+//! at hand is taken before the next read; an idle position is given to the assembler only between transactions.
 //!
-//! Why reads are coalesced: the server sends a message per change. A reader that takes each one up as it comes wakes both sides per
-//! change; with a short nap while changes come thick, one read brings hundreds. An idle stream is read without a nap.
+//! Reading, on a thread of its own, is in `pgferry_postgres::ReadAhead`: one piece brings hundreds of messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pgferry_model::{Cure, Error, Position, Result, TableId};
 use pgferry_pipeline::{Assembler, ChangeStream, Filled};
-use pgferry_postgres::SessionReader;
+use pgferry_postgres::ReadAhead;
 
 use super::feedback::Feedback;
 use super::transaction::{Flow, Transactions};
@@ -29,12 +28,6 @@ use crate::decode::relation_cache::Question;
 use crate::error;
 use crate::refused;
 
-/// A read that brought less than this while the stream is busy is worth a nap.
-const SMALL_READ_BYTES: usize = 32 << 10;
-/// How long; measured: 200 us gives up to 2.3 times the throughput on TCP, 1 ms fills the socket's buffer.
-const NAP: Duration = Duration::from_micros(200);
-/// Reads that follow each other within this time mean that the stream is busy.
-const BUSY_WITHIN: Duration = Duration::from_millis(1);
 /// How long the server may take to end its side.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 const DATA_HEADER_BYTES: usize = 25;
@@ -69,38 +62,26 @@ impl Surroundings {
 
 /// An open stream.
 pub(crate) struct PostgresStream {
-    reader: SessionReader,
+    reader: ReadAhead,
     feedback: Feedback,
     transactions: Transactions,
     surroundings: Surroundings,
     after: Position,
     source_end: Position,
-    last_read_at: Option<Instant>,
-    last_read_bytes: usize,
     /// An unknown relation has to be placed before anything more is taken; the transaction that speaks of it.
     unknown: Option<u32>,
 }
 
 impl PostgresStream {
     pub(crate) fn new(
-        reader: SessionReader,
+        reader: ReadAhead,
         feedback: Feedback,
         transactions: Transactions,
         surroundings: Surroundings,
         after: Position,
         source_end: Position,
     ) -> Self {
-        PostgresStream {
-            reader,
-            feedback,
-            transactions,
-            surroundings,
-            after,
-            source_end,
-            last_read_at: None,
-            last_read_bytes: 0,
-            unknown: None,
-        }
+        PostgresStream { reader, feedback, transactions, surroundings, after, source_end, unknown: None }
     }
 
     /// Takes every complete frame at hand. `None`: all taken.
@@ -264,15 +245,6 @@ impl PostgresStream {
             }
         }
     }
-
-    /// Waits a moment when reads come thick and small, so that the next one brings more.
-    fn nap(&self) {
-        let busy = self.last_read_at.is_some_and(|at| at.elapsed() < BUSY_WITHIN);
-        if busy && self.last_read_bytes < SMALL_READ_BYTES {
-            // The runtime's timer has a resolution of a millisecond, five times too coarse.
-            std::thread::sleep(NAP);
-        }
-    }
 }
 
 #[async_trait]
@@ -298,10 +270,7 @@ impl ChangeStream for PostgresStream {
         if self.feedback.ended() {
             return Err(ended());
         }
-        self.nap();
-        self.last_read_bytes = self.read().await?;
-        self.last_read_at = Some(Instant::now());
-        if self.last_read_bytes == 0 {
+        if self.read().await? == 0 {
             return Err(ended());
         }
         Ok(self.drain(assembler)?.unwrap_or(Filled::Drained))
@@ -319,7 +288,7 @@ impl ChangeStream for PostgresStream {
         let mut this = *self;
         let said = this.feedback.close().await;
         // The server lets go of the slot before it closes the connection: the next start must find it free.
-        let gone = async { while this.reader.drop_some().await.is_ok_and(|bytes| bytes > 0) {} };
+        let gone = async { while this.reader.read_some().await.is_ok_and(|bytes| bytes > 0) {} };
         if tokio::time::timeout(RELEASE_WITHIN, gone).await.is_err() {
             tracing::warn!("the server has not closed the replication connection yet");
         }

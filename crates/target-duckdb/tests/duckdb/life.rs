@@ -78,6 +78,25 @@ async fn two_tasks_share_a_file_and_do_not_fence_each_other() {
     apply(&made.target, 200, changes(&people, &[Change::Insert(row("2"))])).await.unwrap();
     let failure = other.prepare(&plan(&people, IfTargetExists::Append)).await.unwrap_err();
     assert_eq!(failure.code(), error::NAME_COLLISION);
+    let failure = other.prepare(&plan(&people, IfTargetExists::Error)).await.unwrap_err();
+    assert_eq!(failure.code(), error::TABLE_EXISTS);
+    assert_eq!(rows(&made.target, &people).await, ["1|a|b|1", "2|a|b|1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_replaces_the_table_of_another_takes_it_over() {
+    for policy in [IfTargetExists::Replace, IfTargetExists::Truncate] {
+        let people = people();
+        let made = live(&people, &[row("1")]).await;
+        let other = DuckdbTarget::connect(config(&made.path)).unwrap();
+        other.open(&pgferry_model::TaskId::new("other")).await.unwrap();
+        other.prepare(&plan(&people, policy)).await.unwrap();
+        assert_eq!(rows(&other, &people).await, [""; 0]);
+        // The first task would mix its rows in: it is told that the table is not its own any more.
+        assert_eq!(made.target.open(&task()).await.unwrap().table(&people.name), None);
+        let failure = made.target.prepare(&plan(&people, IfTargetExists::Error)).await.unwrap_err();
+        assert_eq!(failure.code(), error::TABLE_EXISTS);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

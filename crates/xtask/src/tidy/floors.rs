@@ -43,6 +43,18 @@ const EDGES: &[(&str, &[&str])] = &[
             "pgferry-task",
         ],
     ),
+    (
+        "pgferry-bench",
+        &[
+            "pgferry-model",
+            "pgferry-pipeline",
+            "pgferry-postgres",
+            "pgferry-columnar",
+            "pgferry-source-postgres",
+            "pgferry-target-duckdb",
+            TESTKIT,
+        ],
+    ),
     ("xtask", &["pgferry-model", "pgferry-pipeline", "pgferry-postgres", "pgferry-task", TESTKIT]),
 ];
 

@@ -1,0 +1,129 @@
+//! A backlog of changes, section by section: `pg_recvlogical` to `/dev/null` beside pgferry, each on its copy of one slot.
+
+use std::collections::HashMap;
+use std::env::current_exe;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::data::{self, SECTIONS, Section, scaled};
+use crate::measure::{measure, print};
+use crate::server::Scene;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Part of the 2.6 million changes
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Major version of the server, at least 12
+    #[arg(long, default_value_t = 15)]
+    major: u32,
+    /// Only this section; the others are written, not measured
+    #[arg(long)]
+    section: Option<String>,
+    /// Over TCP only, or also over a Unix socket
+    #[arg(long)]
+    tcp_only: bool,
+    /// The folder of `pg_recvlogical`
+    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
+    programs: PathBuf,
+}
+
+struct Contestant {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+}
+
+fn floor(scene: &Scene, programs: &Path, socket: bool, version: u32, end: &str) -> Contestant {
+    let (way, streamed) = if socket { ("unix", version > 1) } else { ("tcp", version > 1) };
+    let port = scene.server.port().to_string();
+    let mut arguments: Vec<String> =
+        ["--start", "--no-loop", "--file=/dev/null", "--slot=contestant", "--username=postgres", "--host"]
+            .map(str::to_owned)
+            .to_vec();
+    arguments.extend([
+        scene.host(socket),
+        format!("--port={port}"),
+        format!("--dbname={}", scene.database.name()),
+    ]);
+    arguments.push(format!("--endpos={end}"));
+    arguments
+        .extend(["--option=publication_names=bench".to_owned(), format!("--option=proto_version={version}")]);
+    if streamed {
+        arguments.push("--option=streaming=on".to_owned());
+    }
+    Contestant {
+        name: format!("floor {way} p{version}"),
+        program: programs.join("pg_recvlogical"),
+        arguments,
+    }
+}
+
+fn ferry(scene: &Scene, socket: bool) -> Result<Contestant> {
+    let mut arguments = vec!["ferry".to_owned()];
+    arguments.extend(scene.place(socket));
+    arguments.extend(["--include", "public.*", "--slot", "contestant"].map(str::to_owned));
+    let name = format!("pgferry {}", if socket { "unix" } else { "tcp" });
+    Ok(Contestant { name, program: current_exe()?, arguments })
+}
+
+async fn section(scene: &Scene, options: &Options, section: &Section) -> Result<()> {
+    let client = scene.database.client().await?;
+    client.execute("SELECT pg_create_logical_replication_slot('backlog', 'pgoutput')", &[]).await?;
+    data::write_section(&scene.database, section, options.scale).await?;
+    let end: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+    // What was written without waiting is flushed by the next transaction that waits.
+    client.batch_execute("CHECKPOINT").await?;
+    for socket in if options.tcp_only { vec![false] } else { vec![true, false] } {
+        let contestants = [
+            floor(scene, &options.programs, socket, 1, &end),
+            floor(scene, &options.programs, socket, 2, &end),
+            ferry(scene, socket)?,
+        ];
+        let mut runs: HashMap<String, Vec<_>> = HashMap::new();
+        for _ in 0..options.rounds {
+            for contestant in &contestants {
+                let copy = "SELECT pg_copy_logical_replication_slot('backlog', 'contestant')";
+                client.execute(copy, &[]).await?;
+                let run = measure(&contestant.program, &contestant.arguments, scene.postmaster()?).await?;
+                runs.entry(contestant.name.clone()).or_default().push(run);
+                drop_slot(&client, "contestant").await?;
+            }
+        }
+        let names: Vec<String> = contestants.into_iter().map(|contestant| contestant.name).collect();
+        let kind = if section.batched { "batched" } else { "one per transaction" };
+        let title = format!("{} ({kind})", section.name);
+        print(&title, "changes", scaled(section.changes, options.scale), &names, &runs);
+    }
+    drop_slot(&client, "backlog").await
+}
+
+/// Drops a slot; its reader may need a moment to leave.
+async fn drop_slot(client: &tokio_postgres::Client, slot: &str) -> Result<()> {
+    for _ in 0..100 {
+        let idle = "SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND active";
+        if client.query_opt(idle, &[&slot]).await?.is_none() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    client.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await?;
+    Ok(())
+}
+
+pub(crate) async fn run(options: &Options) -> Result<()> {
+    let scene = Scene::new(options.major).await?;
+    data::make_backlog_tables(&scene.database, options.scale).await?;
+    for wanted in &SECTIONS {
+        if options.section.as_deref().is_none_or(|name| name == wanted.name) {
+            section(&scene, options, wanted).await?;
+        } else {
+            data::write_section(&scene.database, wanted, options.scale).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The snapshot of one table: floors with binary and text on several connections, and pgferry with as many workers.
+
+use std::collections::HashMap;
+use std::env::current_exe;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::data;
+use crate::measure::{measure, print};
+use crate::server::Scene;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Rows of the wide table; the narrow one has 2.5 times as many
+    #[arg(long, default_value_t = 2_000_000)]
+    rows: u64,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Major version of the server
+    #[arg(long, default_value_t = 15)]
+    major: u32,
+    /// Over TCP only, or also over a Unix socket
+    #[arg(long)]
+    tcp_only: bool,
+}
+
+/// COPY statements that together read a table, by ranges of its pages.
+async fn copies(scene: &Scene, table: &str, connections: u64, format: &str) -> Result<Vec<String>> {
+    let row = scene
+        .database
+        .client()
+        .await?
+        .query_one(
+            "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int",
+            &[&table],
+        )
+        .await?;
+    let pages = u64::try_from(row.get::<_, i64>(0))?;
+    let range = |at: u64| {
+        let (low, high) = (pages * at / connections, pages * (at + 1) / connections);
+        let high = if at + 1 == connections { String::new() } else { format!(" AND ctid < '({high},0)'") };
+        format!("COPY (SELECT * FROM {table} WHERE ctid >= '({low},0)'{high}) TO STDOUT (FORMAT {format})")
+    };
+    Ok((0..connections).map(range).collect())
+}
+
+async fn contestants(scene: &Scene, table: &str, socket: bool) -> Result<Vec<(String, Vec<String>)>> {
+    let way = if socket { "unix" } else { "tcp" };
+    let mut found = Vec::new();
+    for (format, connections) in [("binary", 1), ("binary", 2), ("binary", 4), ("text", 2)] {
+        let mut arguments = vec!["drain".to_owned()];
+        arguments.extend(scene.place(socket));
+        for copy in copies(scene, table, connections, format).await? {
+            arguments.extend(["--copy".to_owned(), copy]);
+        }
+        found.push((format!("floor {way} {format} x{connections}"), arguments));
+    }
+    for workers in ["1", "2", "4"] {
+        let mut arguments = vec!["ferry".to_owned()];
+        arguments.extend(scene.place(socket));
+        arguments.extend(["--include", &format!("public.{table}"), "--workers", workers].map(str::to_owned));
+        found.push((format!("pgferry {way} x{workers}"), arguments));
+    }
+    Ok(found)
+}
+
+pub(crate) async fn run(options: &Options) -> Result<()> {
+    let (program, narrow) = (current_exe()?, options.rows * 5 / 2);
+    let scene = Scene::new(options.major).await?;
+    data::make_wide(&scene.database, options.rows).await?;
+    data::make_accounts(&scene.database, narrow).await?;
+    for (table, rows) in [("wide", options.rows), ("accounts", narrow)] {
+        for socket in if options.tcp_only { vec![false] } else { vec![true, false] } {
+            let contestants = contestants(&scene, table, socket).await?;
+            let mut runs: HashMap<String, Vec<_>> = HashMap::new();
+            for _ in 0..options.rounds {
+                for (name, arguments) in &contestants {
+                    let run = measure(&program, arguments, scene.postmaster()?).await?;
+                    runs.entry(name.clone()).or_default().push(run);
+                }
+            }
+            let names: Vec<String> = contestants.into_iter().map(|(name, _)| name).collect();
+            print(&format!("snapshot of {table}"), "rows", rows, &names, &runs);
+        }
+    }
+    Ok(())
+}
