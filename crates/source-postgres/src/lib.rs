@@ -214,6 +214,16 @@ impl PostgresSource {
         Err(if standby { behind.with_class(Class::Transient) } else { behind })
     }
 
+    /// The server starts a slot that is ahead where the slot stands, without a word (PostgreSQL docs, "START_REPLICATION").
+    async fn verify_not_passed(&self, after: Position) -> Result<()> {
+        match self.slot().await?.and_then(|slot| slot.confirmed) {
+            Some(confirmed) if confirmed > after => {
+                Err(error::slot_ahead(&self.control.config.replication.slot, confirmed, after))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Opens the stream's connection; waits for our own old connection to let go of the slot.
     async fn start_replication(
         &self,
@@ -223,6 +233,7 @@ impl PostgresSource {
         let replication = &self.control.config.replication;
         let deadline = tokio::time::Instant::now() + SLOT_RELEASE_WITHIN;
         loop {
+            self.verify_not_passed(after).await?;
             let mut session = thread.open(self.control.connect(Purpose::Replication)).await?;
             let options = stream_options(session.server_version_num(), &replication.publication);
             let statement = format!(
@@ -364,7 +375,7 @@ impl Source for PostgresSource {
             selection.bindings.iter().zip(&selection.tables).map(|((oid, _), table)| (*oid, table.id));
         let surroundings = Surroundings {
             control: Arc::clone(&self.control),
-            watch: Watch::start(Arc::clone(&self.control), self.needed().await?),
+            watch: Watch::start(self.control.config.clone(), self.needed().await?),
             roots: roots.collect(),
             walsender: session.backend_pid(),
             timeout,

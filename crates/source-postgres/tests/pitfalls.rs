@@ -202,6 +202,28 @@ async fn a_stored_position_that_the_server_has_not_reached_is_refused() -> Resul
     Ok(())
 }
 
+/// A slot that moves on between the copy and the stream: the server would start where the slot stands, without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_past_the_copy_is_refused() -> Result<()> {
+    let database =
+        Arc::new(database(15, "CREATE TABLE t(id int PRIMARY KEY); INSERT INTO t VALUES (1)").await?);
+    let (config, target) = (config(&database), MemoryTarget::default());
+    let advance = format!(
+        "INSERT INTO t VALUES (2);; SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())",
+        config.replication.slot
+    );
+    let what = Meddling { before_stream: vec![advance], ..Meddling::default() };
+    let source = Arc::new(MeddledSource::new(config.clone(), &database, what));
+    let Err(failure) = ferrying::ferry_from(source, config.sync_mode, 2, &target).await else {
+        anyhow::bail!(
+            "changes are missing, and nobody says so: {:?}",
+            rows(&config, &target, "public.t").await?
+        )
+    };
+    told(&failure, "source.slot_ahead")?;
+    Ok(())
+}
+
 /// Messages in the log are no changes, and what follows them is not skipped, restarted or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logical_messages_hide_no_change() -> Result<()> {
@@ -497,6 +519,39 @@ async fn a_table_that_leaves_the_publication_is_set_aside_while_the_task_runs() 
         "{end:?}"
     );
     told(end.set_aside[0].error.as_ref().context("an error")?, "source.table_not_in_publication")?;
+    Ok(())
+}
+
+/// Names and shapes that are easily mistaken: one name in two schemas, columns dropped in the middle, an own type of a system type's name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_one_name_and_dropped_columns_are_not_mixed_up() -> Result<()> {
+    for major in [10, 18] {
+        let database = database(
+            major,
+            "CREATE SCHEMA a; CREATE SCHEMA \"A\"; CREATE TYPE a.text AS ENUM ('x', 'y'); \
+             CREATE TABLE a.\"t.t\"(gone int, id int PRIMARY KEY, v a.text, gone2 text, w text); \
+             ALTER TABLE a.\"t.t\" DROP gone, DROP gone2; ALTER TABLE a.\"t.t\" ADD z int DEFAULT 7; \
+             CREATE TABLE \"A\".\"t.t\"(w text, id int PRIMARY KEY); \
+             INSERT INTO a.\"t.t\" VALUES (1, 'x', 'w'); INSERT INTO \"A\".\"t.t\" VALUES ('w', 1)",
+        )
+        .await?;
+        let (config, target) = (config(&database), MemoryTarget::default());
+        succeeding(&config, &target).await?;
+        for change in [
+            "INSERT INTO a.\"t.t\" VALUES (2, 'y', NULL, 8); INSERT INTO \"A\".\"t.t\" VALUES (NULL, 2)",
+            "UPDATE a.\"t.t\" SET w = 'new', id = 3 WHERE id = 1; DELETE FROM \"A\".\"t.t\" WHERE id = 1",
+            "TRUNCATE a.\"t.t\"; INSERT INTO a.\"t.t\" VALUES (5, 'y', 'after')",
+        ] {
+            if major == 10 && change.contains("TRUNCATE") {
+                continue;
+            }
+            database.execute(change).await?;
+            succeeding(&config, &target).await?;
+            same(&database, &config, &target, "a.t.t", "SELECT id::text, v::text, w, z::text FROM a.\"t.t\"")
+                .await?;
+            same(&database, &config, &target, "A.t.t", "SELECT w, id::text FROM \"A\".\"t.t\"").await?;
+        }
+    }
     Ok(())
 }
 

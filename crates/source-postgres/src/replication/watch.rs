@@ -7,7 +7,6 @@
 //! Invariants: a table's trouble is told once; a question that fails is asked again later, it ends nothing; a table that was dropped is no
 //! trouble. Why not from the stream itself: the server sends nothing when a publication changes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use pgferry_model::{Class, Error, Result};
@@ -15,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::publication::{self, Needed};
+use crate::config::PostgresSourceConfig;
 use crate::control::PostgresControl;
 use crate::error;
 
@@ -27,9 +27,11 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// `needed`: the tables that follow the stream.
-    pub(crate) fn start(control: Arc<PostgresControl>, needed: Vec<Needed>) -> Watch {
+    /// `needed`: the tables that follow the stream. It asks on a connection of its own: the server may let it wait for a table that is being
+    /// altered, and nobody else should wait with it.
+    pub(crate) fn start(config: PostgresSourceConfig, needed: Vec<Needed>) -> Watch {
         let (found, troubles) = mpsc::unbounded_channel();
+        let control = PostgresControl::new(config);
         Watch { troubles, looking: tokio::spawn(look(control, needed, found)) }
     }
 
@@ -53,7 +55,7 @@ impl Drop for Watch {
     }
 }
 
-async fn look(control: Arc<PostgresControl>, mut needed: Vec<Needed>, found: mpsc::UnboundedSender<Error>) {
+async fn look(control: PostgresControl, mut needed: Vec<Needed>, found: mpsc::UnboundedSender<Error>) {
     while !needed.is_empty() {
         tokio::time::sleep(EVERY).await;
         let looked = troubles(&control, &mut needed).await;

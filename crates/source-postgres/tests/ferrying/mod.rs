@@ -220,6 +220,12 @@ impl Live {
         anyhow::bail!("not reached in time; the last error of the run: {:?}", self.monitor.last_error())
     }
 
+    /// Drops the run where it stands, and its connections with it.
+    pub(crate) async fn abandon(self) {
+        self.running.abort();
+        let _ended = self.running.await;
+    }
+
     pub(crate) async fn stop(self) -> Result<RunEnd> {
         self.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(40), self.running).await;
