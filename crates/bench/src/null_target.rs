@@ -114,6 +114,10 @@ impl Target for NullTarget {
         Ok(progress.clone())
     }
 
+    async fn held(&self, _task: &TaskId) -> Result<Option<Progress>> {
+        Ok(Some(self.progress.lock().await.clone()))
+    }
+
     async fn identify(&self, source: &SourceIdentity) -> Result<()> {
         self.progress.lock().await.source = Some(source.clone());
         Ok(())

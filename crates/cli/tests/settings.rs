@@ -202,3 +202,33 @@ async fn metrics_tell_what_a_run_does() {
         std::thread::sleep(Duration::from_millis(200));
     }
 }
+
+fn checked(folder: &Path, code: i32) -> Vec<Value> {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin("pgferry"));
+    command.current_dir(folder).stdin(Stdio::null());
+    let output = command.args(["check", "task.toml", "--json", "--task", "second"]).output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{told:#}");
+    told["result"][0]["findings"].as_array().unwrap().clone()
+}
+
+/// A missing slot is nothing to a new task, and a gap to one that goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_tells_whether_a_task_can_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = scene("sync_mode = \"snapshot_cdc\"\ninclude = [\"public.*\"]", folder.path()).await;
+    let of = |findings: &[Value], check: &str| {
+        findings.iter().find(|finding| finding["check"] == check).cloned().unwrap_or_default()
+    };
+    let new = checked(folder.path(), 0);
+    assert_eq!(of(&new, "source.resume"), Value::Null);
+    assert_eq!(of(&new, "slot.exists")["outcome"], "passed");
+    run(folder.path(), "second", 0);
+    assert_eq!(of(&checked(folder.path(), 0), "source.resume")["outcome"], "passed");
+    let slot = format!("SELECT pg_drop_replication_slot('settings_{}')", database.name());
+    database.execute(&slot).await.unwrap();
+    let gone = checked(folder.path(), 4);
+    assert_eq!(of(&gone, "source.resume")["code"], "source.slot_missing", "{gone:#?}");
+    assert_eq!(of(&gone, "slot.exists"), Value::Null, "it is not said to be made at the start");
+    assert_eq!(run(folder.path(), "second", 1)["error"]["code"], "source.slot_missing");
+}

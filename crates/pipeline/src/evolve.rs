@@ -35,10 +35,7 @@ pub(crate) fn key_lost(table: &Table) -> Error {
         format!("{} has no key any more that the source sends with its changes", table.name),
     )
     .with_cause("its primary key was dropped, or its replica identity was changed: updates and deletes no longer say which row they mean")
-    .with_cure(Cure::advice(format!(
-        "give it its key back, then copy it again: pgferry resync FILE --table {}",
-        table.name
-    )))
+    .with_cure(Cure::advice("give it its key back, then copy it again").resync_table(&table.name))
 }
 
 /// The error of a table whose columns changed.

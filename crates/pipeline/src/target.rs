@@ -144,10 +144,15 @@ pub trait Target: Send + Sync {
     /// next commit fails.
     async fn open(&self, task: &TaskId) -> Result<Progress>;
 
+    /// What it holds of the task, as `open` would tell it, but for the raised epoch: no lease is taken and nothing is written. `None`:
+    /// it knows nothing of the task.
+    async fn held(&self, task: &TaskId) -> Result<Option<Progress>>;
+
     /// Stores what positions belong to. Called once, before the first copy or delivery of a new task.
     async fn identify(&self, source: &SourceIdentity) -> Result<()>;
 
-    /// Creates or takes over the target's table. Idempotent.
+    /// Creates or takes over the target's table. Idempotent. Another task's table is left alone, unless `if_exists` empties or
+    /// replaces it: then that task does not know it any more.
     async fn prepare(&self, plan: &TablePlan) -> Result<()>;
 
     /// Starts a copy of a table: in one commit, what an unfinished copy of this task left is gone, chunk records too, the cut is
@@ -176,7 +181,8 @@ pub trait Target: Send + Sync {
     /// Drops the slices kept of an unfinished delivery.
     async fn discard(&self) -> Result<()>;
 
-    /// Changes a table's columns. Nothing is in flight. Idempotent.
+    /// Changes a table's columns. Nothing is in flight. Idempotent. A target that cannot do it refuses with class `TableBroken`, and
+    /// has changed nothing.
     async fn evolve(&self, change: &SchemaChange) -> Result<()>;
 
     /// Looks at everything that a run will need.

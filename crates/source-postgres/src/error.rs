@@ -122,7 +122,7 @@ pub(crate) fn log_behind(stored: Position, end: Position) -> Error {
         format!("the server's log ends at {end}, before the {stored} that the target holds"),
     )
     .with_cause("the server was put back to an earlier time, from a backup or a copy of its disk: the target holds changes that it has lost")
-    .with_cure(Cure::advice("copy the tables again").line("pgferry resync FILE"))
+    .with_cure(Cure::advice("copy the tables again").resync())
 }
 
 /// The slot lost its log.

@@ -200,6 +200,18 @@ impl PostgresSource {
         position(&column(&rows, 0, 0)?)
     }
 
+    /// Has the log flushed up to now, by an empty transaction that commits. The stream carries flushed log only. Commits are flushed
+    /// within `FLUSHED_WITHIN`, asynchronous ones too; what open transactions wrote can stay unflushed until the next checkpoint,
+    /// and up to which record the log is flushed, nobody tells: a flushed position may lie within one. A standby flushes what it replays.
+    async fn flush_log(&self) -> Result<()> {
+        let commit = "BEGIN READ WRITE; SET LOCAL synchronous_commit = local; SELECT pg_catalog.txid_current(); COMMIT";
+        let standby = self.control.ask("SELECT pg_catalog.pg_is_in_recovery()").await?;
+        if control::optional(&standby, 0, 0).as_deref() != Some("t") {
+            self.control.ask(commit).await?;
+        }
+        Ok(())
+    }
+
     /// Refuses a stored position that the server has not reached: it was put back to an earlier time. What it writes next would take
     /// positions that count as delivered.
     async fn verify_reached(&self, stored: Position) -> Result<()> {
@@ -396,16 +408,15 @@ impl Source for PostgresSource {
 
     async fn current_position(&self) -> Result<Position> {
         let end = self.log_position("pg_current_wal_insert_lsn").await?;
-        // The stream carries flushed log only. Commits are flushed within `FLUSHED_WITHIN`, asynchronous ones too; what stays
-        // unflushed after it is no commit, and waiting for it could take until the next checkpoint.
         let deadline = tokio::time::Instant::now() + FLUSHED_WITHIN;
-        loop {
-            let flushed = self.log_position("pg_current_wal_flush_lsn").await?;
-            if flushed >= end || tokio::time::Instant::now() >= deadline {
-                return Ok(flushed.min(end));
+        while self.log_position("pg_current_wal_flush_lsn").await? < end {
+            if tokio::time::Instant::now() >= deadline {
+                self.flush_log().await?;
+                break;
             }
             tokio::time::sleep(FLUSHED_POLL).await;
         }
+        Ok(end)
     }
 
     async fn chunks_estimated(&self, table: &Table) -> Result<Option<usize>> {

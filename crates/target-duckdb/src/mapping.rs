@@ -153,11 +153,16 @@ fn array(element: &DataType, dimensions: u16) -> ColumnType {
     if dimensions > 1 || !native {
         return ColumnType::text("PostgreSQL's own text of the array");
     }
+    let note = if inner.fidelity == Fidelity::Equal {
+        "arrays of more than one dimension, or whose first index is not 1, do not fit; DuckDB does not keep the sign of zero"
+    } else {
+        "arrays of more than one dimension, or whose first index is not 1, do not fit"
+    };
     ColumnType::new(
         format!("{}[]", inner.name),
         Encoding::List(Box::new(inner.encoding)),
         Fidelity::Guarded,
-        "arrays of more than one dimension, or whose first index is not 1, do not fit",
+        note,
     )
 }
 

@@ -58,6 +58,19 @@ pub(crate) fn open(connection: &Connection, task: &TaskId) -> Result<Progress> {
     read(connection, task)
 }
 
+/// Reads everything, where there is something.
+pub(crate) fn held(connection: &Connection, task: &TaskId) -> Result<Option<Progress>> {
+    let count =
+        |sql: &str, name: &str| connection.query_row(sql, [name], |row| row.get::<_, i64>(0)).map_err(asking);
+    let layout = "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'pgferry' AND table_name = ?";
+    if count(layout, "task")? == 0
+        || count("SELECT count(*) FROM pgferry.task WHERE task = ?", task.as_str())? == 0
+    {
+        return Ok(None);
+    }
+    read(connection, task).map(Some)
+}
+
 /// Reads everything.
 pub(crate) fn read(connection: &Connection, task: &TaskId) -> Result<Progress> {
     type TaskRow = (i32, u64, Option<String>, Option<String>, Option<u32>, Option<String>, Option<String>);

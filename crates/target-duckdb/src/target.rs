@@ -289,6 +289,15 @@ impl Target for DuckdbTarget {
         .await
     }
 
+    async fn held(&self, task: &TaskId) -> Result<Option<Progress>> {
+        let task = task.clone();
+        self.blocking(move |target| {
+            let session = target.reading()?;
+            progress::held(&session, &task)
+        })
+        .await
+    }
+
     async fn identify(&self, source: &SourceIdentity) -> Result<()> {
         let source = source.clone();
         self.in_transaction("storing the source's identity", move |connection, task, _| {

@@ -35,11 +35,11 @@ pub async fn check(spec: &Spec, task: &TaskSpec) -> Checked {
         findings.push(finding);
     }
     let (source, target) = tokio::join!(read_side(spec, task), registry::target(spec, task));
-    let tables = source.tables;
     findings.extend(source.findings);
     match target {
         Ok(target) => {
-            findings.extend(write_side(target.as_ref(), task, &tables).await);
+            findings.extend(write_side(target.as_ref(), task, &source.tables).await);
+            resumable(source.source.as_deref(), target.as_ref(), task, &mut findings).await;
             if let Err(failure) = target.close().await {
                 findings.push(failed("target.close", &task.target, &failure));
             }
@@ -49,7 +49,42 @@ pub async fn check(spec: &Spec, task: &TaskSpec) -> Checked {
     Checked { task: task.id.to_string(), findings }
 }
 
+/// Whether the source still has what the task goes on from. It changes what a missing slot means: nothing to a new task, a gap to an
+/// old one.
+async fn resumable(
+    source: Option<&dyn Source>,
+    target: &dyn Target,
+    task: &TaskSpec,
+    findings: &mut Vec<Finding>,
+) {
+    let Some(source) = source else { return };
+    let held = match target.held(&task.id).await {
+        Ok(held) => held,
+        Err(failure) if findings.iter().any(|finding| finding.code == Some(failure.code())) => return,
+        Err(failure) => return findings.push(failed("target.progress", &task.target, &failure)),
+    };
+    let Some(held) = held else { return };
+    match source.verify_start(&held).await {
+        Ok(()) => {
+            let position = held.position.map_or("no position yet".to_owned(), |at| format!("position {at}"));
+            findings.push(Finding::passed(
+                "source.resume",
+                task.source.clone(),
+                format!("goes on from {position}"),
+            ));
+        }
+        // What the source's own check has told already tells nothing new.
+        Err(failure) if findings.iter().any(|finding| finding.code == Some(failure.code())) => {}
+        Err(failure) => {
+            findings.retain(|finding| finding.check != "slot.exists" || finding.outcome != Outcome::Passed);
+            findings.push(failed("source.resume", &task.source, &failure));
+        }
+    }
+}
+
 struct ReadSide {
+    /// `None`: its settings make no source.
+    source: Option<Arc<dyn Source>>,
     tables: Vec<Arc<Table>>,
     findings: Vec<Finding>,
 }
@@ -59,6 +94,7 @@ async fn read_side(spec: &Spec, task: &TaskSpec) -> ReadSide {
         Ok(source) => source,
         Err(failure) => {
             return ReadSide {
+                source: None,
                 tables: Vec::new(),
                 findings: vec![failed("source.connect", &task.source, &failure)],
             };
@@ -78,7 +114,7 @@ async fn read_side(spec: &Spec, task: &TaskSpec) -> ReadSide {
             Vec::new()
         }
     };
-    ReadSide { tables, findings }
+    ReadSide { source: Some(source), tables, findings }
 }
 
 async fn write_side(target: &dyn Target, task: &TaskSpec, tables: &[Arc<Table>]) -> Vec<Finding> {

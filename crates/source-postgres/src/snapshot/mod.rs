@@ -133,5 +133,8 @@ fn unknown(table: &Table) -> Error {
         format!("{} is no longer the table that the task started with", table.name),
     )
     .with_cause("it was dropped, renamed, replaced by another one of its name, or its columns were changed before it was copied")
-    .with_cure(Cure::advice("copy the table again, under the name that it has now").line("pgferry resync FILE"))
+    .with_cure(
+        Cure::advice("copy the table again; where it has another name now, the task file has to say that one")
+            .resync_table(&table.name),
+    )
 }

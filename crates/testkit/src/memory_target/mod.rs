@@ -234,6 +234,10 @@ impl Target for MemoryTarget {
         Ok(progress.clone())
     }
 
+    async fn held(&self, task: &TaskId) -> Result<Option<Progress>> {
+        Ok(self.state.lock().await.tasks.get(task).map(|held| held.progress.clone()))
+    }
+
     async fn identify(&self, source: &SourceIdentity) -> Result<()> {
         let source = source.clone();
         self.write_held(|held| {

@@ -49,6 +49,28 @@ pub(super) async fn open_raises_the_epoch_and_changes_nothing_else(scene: &dyn S
     Ok(Verdict::Kept)
 }
 
+pub(super) async fn looking_tells_what_is_held_and_takes_no_lease(scene: &dyn Scene) -> Result<Verdict> {
+    let looker = scene.holder().await?;
+    ensure!(looker.held(&task()).await?.is_none(), "a new place is said to hold the task");
+    looker.close().await?;
+    let people = people();
+    let stage = Stage::live(scene, &[(&people, &[&["1", "a", "b", "1"]])]).await?;
+    stage.target.identify(&identity()).await?;
+    let opened = stage.progress().await?;
+    let looker = scene.holder().await?;
+    for _ in 0..2 {
+        let looked = looker.held(&task()).await?.context("the task is not seen")?;
+        ensure!(looked.epoch == opened.epoch, "looking raised the epoch to {}", looked.epoch);
+        ensure!(
+            held(looked.clone()) == held(opened.clone()),
+            "{looked:?} is not what was opened: {opened:?}"
+        );
+    }
+    ensure!(looker.held(&TaskId::new("nobody")).await?.is_none(), "a task that is not there is seen");
+    stage.target.set_state(&people, TableState::Paused).await.context("the holder's write after a look")?;
+    Ok(Verdict::Kept)
+}
+
 pub(super) async fn an_older_holder_writes_nothing(scene: &dyn Scene) -> Result<Verdict> {
     let (people, orders) = (people(), orders());
     let stage = Stage::live(scene, &[(&people, &[&["1", "a", "b", "1"]])]).await?;

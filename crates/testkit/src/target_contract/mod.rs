@@ -146,6 +146,7 @@ promises! { ($)
     lease:
         a_new_place_holds_nothing_and_has_epoch_one
         open_raises_the_epoch_and_changes_nothing_else
+        looking_tells_what_is_held_and_takes_no_lease
         an_older_holder_writes_nothing
         a_load_begun_before_the_takeover_is_refused
         a_delivery_under_way_at_the_takeover_is_whole_or_refused

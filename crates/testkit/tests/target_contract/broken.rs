@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     PositionInvented,
     /// Opening does not raise the epoch.
     EpochNotRaised,
+    /// Looking raises the epoch.
+    LookTakesLease,
     /// Slices are applied as they come.
     SlicesVisible,
     /// Kept slices are not dropped when they have to be.
@@ -264,6 +266,13 @@ impl Target for Broken {
             progress.position = progress.position.or(Some(Position::ZERO));
         }
         Ok(progress)
+    }
+
+    async fn held(&self, task: &TaskId) -> Result<Option<Progress>> {
+        if self.is(Fault::LookTakesLease) {
+            self.inner.reopened().open(task).await?;
+        }
+        self.inner.held(&self.task(task)).await
     }
 
     async fn identify(&self, source: &SourceIdentity) -> Result<()> {

@@ -80,6 +80,10 @@ impl Target for Deferring {
         self.memory.open(task).await
     }
 
+    async fn held(&self, task: &TaskId) -> Answer<Option<Progress>> {
+        self.memory.held(task).await
+    }
+
     async fn identify(&self, source: &SourceIdentity) -> Answer<()> {
         self.memory.identify(source).await
     }

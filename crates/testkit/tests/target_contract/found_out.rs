@@ -75,6 +75,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
         ],
     ),
     (Fault::PositionInvented, &["a_new_place_holds_nothing_and_has_epoch_one"]),
+    (Fault::LookTakesLease, &["looking_tells_what_is_held_and_takes_no_lease"]),
     (Fault::EpochNotRaised, &["open_raises_the_epoch_and_changes_nothing_else"]),
     (Fault::SlicesVisible, &["slices_become_visible_together", "kept_slices_die_with_their_holder"]),
     (Fault::SlicesNotDiscarded, &["discard_drops_what_is_kept", "a_whole_delivery_drops_what_is_kept"]),
