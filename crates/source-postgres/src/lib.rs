@@ -200,11 +200,24 @@ impl PostgresSource {
         position(&column(&rows, 0, 0)?)
     }
 
-    /// Has the log flushed up to now, by an empty transaction that commits. The stream carries flushed log only. Commits are flushed
-    /// within `FLUSHED_WITHIN`, asynchronous ones too; what open transactions wrote can stay unflushed until the next checkpoint,
-    /// and up to which record the log is flushed, nobody tells: a flushed position may lie within one. A standby flushes what it replays.
-    async fn flush_log(&self) -> Result<()> {
-        let commit = "BEGIN READ WRITE; SET LOCAL synchronous_commit = local; SELECT pg_catalog.txid_current(); COMMIT";
+    /// Waits until the log is flushed up to a position, `FLUSHED_WITHIN` at most. The stream carries flushed log only.
+    async fn flushed(&self, end: Position) -> Result<bool> {
+        let deadline = tokio::time::Instant::now() + FLUSHED_WITHIN;
+        while self.log_position("pg_current_wal_flush_lsn").await? < end {
+            if tokio::time::Instant::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(FLUSHED_POLL).await;
+        }
+        Ok(true)
+    }
+
+    /// Commits a transaction without changes, so that the log before it is flushed. What open transactions wrote can stay
+    /// unflushed until the next checkpoint, and up to which record the log is flushed, nobody tells: a flushed position may lie within
+    /// one. A commit is flushed in time, even one without changes (PostgreSQL source, `RecordTransactionCommit`). A standby flushes
+    /// what it replays.
+    async fn commit_nothing(&self) -> Result<()> {
+        let commit = "BEGIN READ WRITE; SELECT pg_catalog.txid_current(); COMMIT";
         let standby = self.control.ask("SELECT pg_catalog.pg_is_in_recovery()").await?;
         if control::optional(&standby, 0, 0).as_deref() != Some("t") {
             self.control.ask(commit).await?;
@@ -408,13 +421,9 @@ impl Source for PostgresSource {
 
     async fn current_position(&self) -> Result<Position> {
         let end = self.log_position("pg_current_wal_insert_lsn").await?;
-        let deadline = tokio::time::Instant::now() + FLUSHED_WITHIN;
-        while self.log_position("pg_current_wal_flush_lsn").await? < end {
-            if tokio::time::Instant::now() >= deadline {
-                self.flush_log().await?;
-                break;
-            }
-            tokio::time::sleep(FLUSHED_POLL).await;
+        if !self.flushed(end).await? {
+            self.commit_nothing().await?;
+            self.flushed(end).await?;
         }
         Ok(end)
     }

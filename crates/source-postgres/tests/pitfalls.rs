@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use ferrying::meddling::{MeddledSource, Meddling};
 use ferrying::{Live, check, config, failing, ferry, finding, rows, succeeding, told};
 use pgferry_model::{Position, TableName, TableState};
-use pgferry_pipeline::{SyncMode, Target};
+use pgferry_pipeline::{Source, SyncMode, Target};
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, TableOptions};
 use pgferry_testkit::memory_target::{Fault, MemoryTarget};
 use pgferry_testkit::{Database, Server, ServerOptions};
@@ -284,6 +284,41 @@ async fn transactions_in_progress_survive_snapshot_handover_and_restarts() -> Re
         database.execute("ROLLBACK PREPARED 'second'").await?;
         succeeding(&config, &target).await?;
         same(&database, &config, &target, "public.t", "SELECT id::text, pad FROM t").await?;
+    }
+    Ok(())
+}
+
+/// Log that an open transaction has written stays unflushed behind the last commit: the end of a run is set where the stream gets to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_transaction_does_not_hold_up_the_end_of_a_run() -> Result<()> {
+    for major in [10, 18] {
+        let server = Server::start(ServerOptions::new(major)).await?;
+        let database = server.create_database().await?;
+        database.execute("CREATE TABLE t(id int PRIMARY KEY)").await?;
+        let lsn = async |function: &str| -> Result<Position> {
+            let found = asked(&database, &format!("SELECT {function}()::text")).await?;
+            let text = found[0][0].clone().context("no position")?;
+            text.parse::<Position>().map_err(|_| anyhow::anyhow!("{text} is no position"))
+        };
+        let target = MemoryTarget::default();
+        succeeding(&config(&database), &target).await?;
+        let open = database.client().await?;
+        open.batch_execute("BEGIN").await?;
+        let source = PostgresSource::new(config(&database));
+        for round in 0..3 {
+            open.batch_execute(&format!("INSERT INTO t SELECT {round} * 100 + generate_series(1, 7)"))
+                .await?;
+            let written = lsn("pg_current_wal_insert_lsn").await?;
+            let end = source.current_position().await?;
+            let flushed = lsn("pg_current_wal_flush_lsn").await?;
+            // A page's header may lie between the last record and the place of the next.
+            ensure!(end.lsn() + 40 >= written.lsn(), "{major}: {end} is before {written}");
+            ensure!(flushed >= end, "{major}: {end} is not flushed, {flushed} is");
+        }
+        succeeding(&config(&database), &target).await?;
+        open.batch_execute("COMMIT").await?;
+        succeeding(&config(&database), &target).await?;
+        same(&database, &config(&database), &target, "public.t", "SELECT id::text FROM t").await?;
     }
     Ok(())
 }
