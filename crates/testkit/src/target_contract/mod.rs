@@ -4,7 +4,7 @@
 //!   target_contract!(MyScene) ──> #[test] per promise ──> Scene::fresh ──> promise ──> kept | untested, with its reason | broken
 //! ```
 //!
-//! A target's tests implement [`Scene`] and call [`target_contract!`](crate::target_contract). What a target wants
+//! A target's tests implement [`Scene`] and call [`target_contract!`](macro@crate::target_contract). What a target wants
 //! ([`Wants`](pgferry_pipeline::Wants)) decides the form in which it is tested; a promise that cannot be tested on it is printed
 //! with its reason, also where the test runner keeps the output of tests back.
 //!
@@ -104,10 +104,10 @@ pub async fn test(name: &str, scene: &dyn Scene) -> Result<Verdict> {
     tokio::time::timeout(WITHIN, promise(scene)).await.context("it took too long")?
 }
 
-/// Tests one promise on a runtime of its own; what [`target_contract!`](crate::target_contract) calls.
+/// Tests one promise on a runtime of its own; what [`target_contract!`](macro@crate::target_contract) calls.
 ///
 /// # Errors
-/// As [`test`].
+/// As [`test()`].
 pub fn run<S: Scene>(name: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let tested = runtime.block_on(async { test(name, &S::fresh().await?).await });
@@ -127,7 +127,7 @@ macro_rules! promises {
             &[$($((stringify!($name), |scene| Box::pin($module::$name(scene)))),*),*];
 
         /// One `#[test]` per promise of a target's contract, on places of the given type, which implements
-        /// [`Scene`](target_contract::Scene).
+        /// `target_contract::Scene`.
         #[macro_export]
         macro_rules! target_contract {
             ($d scene:ty) => {
