@@ -60,6 +60,7 @@ fn load_rows(mut chunk: ChunkRows) -> Result<u64> {
         let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
         encode(&batch, &tuples, &(0..table.columns.len()).collect::<Vec<_>>(), &encodings(&table))?;
         rows += tuples.len() as u64;
+        chunk.rows.give_back(batch);
     }
     Ok(rows)
 }

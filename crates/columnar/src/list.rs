@@ -27,7 +27,7 @@ impl Elements {
         self.elements.len()
     }
 
-    pub(crate) fn cells(&self) -> impl Iterator<Item = Cell<'_>> {
+    pub(crate) fn cells(&self) -> impl Iterator<Item = Cell<'_>> + Clone {
         self.elements.iter().map(|element| match *element {
             Element::Null => Cell::Null,
             Element::Text(start, end) => Cell::Text(&self.bytes[start..end]),

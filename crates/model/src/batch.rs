@@ -193,6 +193,17 @@ impl Batch {
         }
     }
 
+    /// Its memory as an empty batch of a table.
+    #[must_use]
+    pub fn emptied(mut self, table: Arc<Table>) -> Self {
+        self.width = table.columns.len();
+        self.table = table;
+        self.arena.clear();
+        self.cells.clear();
+        self.rows.clear();
+        self
+    }
+
     /// The table, in the version that the rows have.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
@@ -211,6 +222,13 @@ impl Batch {
     /// Bytes of memory that the content takes.
     pub fn bytes(&self) -> usize {
         self.arena.len() + self.cells.len() * size_of::<CellRef>() + self.rows.len() * SIZE_OF_ROW_ENTRY
+    }
+
+    /// Bytes of memory that it holds, used or not.
+    pub fn room_bytes(&self) -> usize {
+        self.arena.capacity()
+            + self.cells.capacity() * size_of::<CellRef>()
+            + self.rows.capacity() * SIZE_OF_ROW_ENTRY
     }
 
     /// Bytes of values.

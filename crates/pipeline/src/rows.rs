@@ -2,12 +2,16 @@
 //!
 //! ```text
 //!   Snapshot::copy ──RowSender──> [ batch | batch | end ] ──RowReceiver──> Target::load
+//!         ^──────────────── emptied batches ────────────────────┘
 //! ```
 //!
 //! Invariant: rows are complete only with their end mark; a sender that goes away without one makes the receiver fail, so
 //! that a broken copy can never be committed as a whole one.
 
-use pgferry_model::{Batch, Cure, Error, Result};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pgferry_model::{Batch, Cure, Error, Result, Table};
 use tokio::sync::mpsc;
 
 use crate::{Chunk, error};
@@ -25,10 +29,14 @@ enum Message {
     End { rows: u64 },
 }
 
+/// Emptied batches on their way back to the reader.
+type Spare = Arc<Mutex<Vec<Batch>>>;
+
 /// The reader's end.
 #[derive(Clone)]
 pub struct RowSender {
     messages: mpsc::Sender<Message>,
+    spare: Spare,
     batch_rows_max: usize,
     batch_bytes_max: usize,
 }
@@ -36,6 +44,7 @@ pub struct RowSender {
 /// The loader's end.
 pub struct RowReceiver {
     messages: mpsc::Receiver<Message>,
+    spare: Spare,
     ended: bool,
     rows_seen: u64,
 }
@@ -51,9 +60,14 @@ pub struct ChunkRows {
 /// A bounded way for one chunk's rows.
 pub fn rows_between() -> (RowSender, RowReceiver) {
     let (sender, messages) = mpsc::channel(BATCHES_WAITING_MAX);
-    let sender =
-        RowSender { messages: sender, batch_rows_max: BATCH_ROWS_MAX, batch_bytes_max: BATCH_BYTES_MAX };
-    (sender, RowReceiver { messages, ended: false, rows_seen: 0 })
+    let spare = Spare::default();
+    let sender = RowSender {
+        messages: sender,
+        spare: Arc::clone(&spare),
+        batch_rows_max: BATCH_ROWS_MAX,
+        batch_bytes_max: BATCH_BYTES_MAX,
+    };
+    (sender, RowReceiver { messages, spare, ended: false, rows_seen: 0 })
 }
 
 impl RowSender {
@@ -73,6 +87,15 @@ impl RowSender {
     /// Bytes at which the reader hands a batch over; one row may exceed it.
     pub fn batch_bytes_max(&self) -> usize {
         self.batch_bytes_max
+    }
+
+    /// An empty batch: one that the loader has given back, or a new one with the room that `like` takes.
+    pub fn empty_batch(&self, table: &Arc<Table>, like: &Batch) -> Batch {
+        let spare = self.spare.lock().pop();
+        spare.map_or_else(
+            || Batch::with_capacity(Arc::clone(table), like.len(), like.value_bytes()),
+            |batch| batch.emptied(Arc::clone(table)),
+        )
     }
 
     /// Hands over a batch; waits while the loader is behind. Fails when the loader has given up.
@@ -99,6 +122,16 @@ fn abandoned() -> Error {
 }
 
 impl RowReceiver {
+    /// Gives a batch back whose rows are taken: the next rows go into it. The memory of a batch that is let go is new again for the next
+    /// one, and the kernel clears it every time.
+    pub fn give_back(&self, batch: Batch) {
+        let mut spare = self.spare.lock();
+        // One that a large value has blown up is not kept.
+        if spare.len() < BATCHES_WAITING_MAX && batch.room_bytes() <= 4 * BATCH_BYTES_MAX {
+            spare.push(batch);
+        }
+    }
+
     /// The next batch, or `None` after the end mark. Fails when the reader went away without one.
     pub async fn next(&mut self) -> Result<Option<Batch>> {
         if self.ended {

@@ -79,6 +79,7 @@ fn load_rows(
             let encoded = encoder.rows(&batch, &tuples)?;
             rows += encoded.num_rows() as u64;
             pending += batch.value_bytes();
+            chunk.rows.give_back(batch);
             appender.append_record_batch(encoded).map_err(|failure| refused(doing, failure))?;
             if pending >= PENDING_BYTES_MAX {
                 appender.flush().map_err(|failure| refused(doing, failure))?;

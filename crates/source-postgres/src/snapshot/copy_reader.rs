@@ -90,7 +90,7 @@ pub(crate) async fn copy_rows(
             }
             if batch.len() >= rows_max || batch.bytes() >= bytes_max {
                 failpoint::pass("source.mid_copy");
-                let next = Batch::with_capacity(Arc::clone(table), batch.len(), batch.value_bytes());
+                let next = out.empty_batch(table, &batch);
                 out.send(std::mem::replace(&mut batch, next)).await?;
             }
         }
