@@ -139,23 +139,24 @@ struct Reading {
 
 impl Reading {
     async fn run(mut self) {
-        // Frames that came with the answer to the last statement.
-        let mut whole = self.whole_frames();
-        loop {
-            let given = match whole {
+        // Frames may have come with the answer to the last statement.
+        let ended = loop {
+            let done = match self.whole_frames() {
                 Ok(0) => self.read().await,
                 Ok(bytes) => self.give(bytes).await,
                 Err(failure) => Err(Some(failure)),
             };
-            match given {
-                Ok(()) => whole = self.whole_frames(),
-                Err(Some(failure)) => {
-                    // Nobody may be listening any more.
-                    let _ = self.sender.send(Err(failure)).await;
-                    return;
-                }
-                Err(None) => return,
+            if let Err(ended) = done {
+                break ended;
             }
+        };
+        // The server's last words come before the end. Nobody may be listening any more.
+        if let Ok(bytes @ 1..) = self.whole_frames() {
+            self.reader.buffer.truncate(bytes);
+            let _ = self.sender.send(Ok(std::mem::take(&mut self.reader.buffer))).await;
+        }
+        if let Some(failure) = ended {
+            let _ = self.sender.send(Err(failure)).await;
         }
     }
 
@@ -202,5 +203,59 @@ impl Reading {
         };
         self.last = Some((Instant::now(), bytes));
         if bytes == 0 { Err(None) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::session::Session;
+    use crate::stream::ByteStream;
+
+    fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).expect("a short frame").to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    /// The caller takes nothing until the connection has ended: every frame waits for it, the last words too.
+    #[tokio::test]
+    async fn what_came_before_the_end_is_read_although_nobody_took_it_in_time() {
+        let thread = ReadAheadThread::start().expect("a thread");
+        let (ours, mut theirs) = thread.open(async { UnixStream::pair() }).await.expect("a pair of sockets");
+        let place = Place {
+            host: "here".into(),
+            port: 5432,
+            database: "d".into(),
+            user: "u".into(),
+            own_address: None,
+            encrypted: false,
+        };
+        let (reader, _writer) = Session::over(ByteStream::Unix(ours), place).into_split();
+        let mut ahead = thread.read(reader);
+        // More than the pieces that may wait, less than the buffer behind them.
+        let sent = READ_BYTES * 3 / 4 / 1000;
+        for number in 0..sent {
+            let body = [&u32::try_from(number).expect("small").to_be_bytes()[..], &[7; 990]].concat();
+            theirs.write_all(&frame(b'd', &body)).await.expect("room");
+        }
+        theirs.write_all(&frame(b'E', b"SFATAL\0\0")).await.expect("room");
+        theirs.write_all(b"d\0\0").await.expect("room");
+        drop(theirs);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (mut numbers, mut last_words) = (Vec::new(), 0);
+        while ahead.read_some().await.expect("no error") > 0 {
+            while let Some(frame) = ahead.peek_frame().expect("a frame") {
+                match frame.tag {
+                    b'd' => numbers.push(u32::from_be_bytes(frame.body[..4].try_into().expect("four bytes"))),
+                    _ => last_words += 1,
+                }
+                ahead.consume_frame();
+            }
+        }
+        assert_eq!(numbers, (0..u32::try_from(sent).expect("small")).collect::<Vec<_>>());
+        assert_eq!(last_words, 1);
     }
 }
