@@ -240,6 +240,10 @@ mod tests {
         for number in 0..sent {
             let body = [&u32::try_from(number).expect("small").to_be_bytes()[..], &[7; 990]].concat();
             theirs.write_all(&frame(b'd', &body)).await.expect("room");
+            if number < 2 * PIECES_MAX {
+                // Each becomes a piece of its own, until no more may wait.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
         theirs.write_all(&frame(b'E', b"SFATAL\0\0")).await.expect("room");
         theirs.write_all(b"d\0\0").await.expect("room");
