@@ -39,7 +39,7 @@ struct Contestant {
 }
 
 fn floor(scene: &Scene, programs: &Path, socket: bool, version: u32, end: &str) -> Contestant {
-    let (way, streamed) = if socket { ("unix", version > 1) } else { ("tcp", version > 1) };
+    let way = if socket { "unix" } else { "tcp" };
     let port = scene.server.port().to_string();
     let mut arguments: Vec<String> =
         ["--start", "--no-loop", "--file=/dev/null", "--slot=contestant", "--username=postgres", "--host"]
@@ -53,7 +53,7 @@ fn floor(scene: &Scene, programs: &Path, socket: bool, version: u32, end: &str) 
     arguments.push(format!("--endpos={end}"));
     arguments
         .extend(["--option=publication_names=bench".to_owned(), format!("--option=proto_version={version}")]);
-    if streamed {
+    if version > 1 {
         arguments.push("--option=streaming=on".to_owned());
     }
     Contestant {

@@ -9,19 +9,16 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::server::Place;
+
 /// The end of a simple query: ReadyForQuery, idle (PostgreSQL docs, chapter "Message Formats").
 const READY: [u8; 6] = [b'Z', 0, 0, 0, 5, b'I'];
 const READ_BYTES: usize = 1 << 20;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// A folder of a Unix socket, or an address
-    #[arg(long)]
-    host: String,
-    #[arg(long)]
-    port: u16,
-    #[arg(long)]
-    database: String,
+    #[command(flatten)]
+    place: Place,
     /// A statement per connection
     #[arg(long)]
     copy: Vec<String>,
@@ -32,13 +29,13 @@ trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
 fn connect(options: &Options) -> Result<Box<dyn Stream>> {
-    let mut stream: Box<dyn Stream> = if options.host.starts_with('/') {
-        Box::new(UnixStream::connect(format!("{}/.s.PGSQL.{}", options.host, options.port))?)
+    let mut stream: Box<dyn Stream> = if options.place.host.starts_with('/') {
+        Box::new(UnixStream::connect(format!("{}/.s.PGSQL.{}", options.place.host, options.place.port))?)
     } else {
-        Box::new(TcpStream::connect((options.host.as_str(), options.port))?)
+        Box::new(TcpStream::connect((options.place.host.as_str(), options.place.port))?)
     };
     let mut startup = vec![0, 0, 0, 0, 0, 3, 0, 0];
-    for text in ["user", "postgres", "database", &options.database, ""] {
+    for text in ["user", "postgres", "database", &options.place.database, ""] {
         startup.extend(text.as_bytes());
         startup.push(0);
     }

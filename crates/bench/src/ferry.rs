@@ -12,16 +12,12 @@ use pgferry_source_postgres::{Manage, PostgresSource, PostgresSourceConfig, Repl
 use tokio_util::sync::CancellationToken;
 
 use crate::null_target::NullTarget;
+use crate::server::Place;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// A folder of a Unix socket, or an address
-    #[arg(long)]
-    host: String,
-    #[arg(long)]
-    port: u16,
-    #[arg(long)]
-    database: String,
+    #[command(flatten)]
+    place: Place,
     /// Tables, as patterns
     #[arg(long)]
     include: Vec<String>,
@@ -35,11 +31,15 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let mode = if options.slot.is_some() { SyncMode::CdcOnly } else { SyncMode::Snapshot };
-    let mut settings =
+    let settings =
         Settings { sync_mode: mode, workers: options.workers, until_caught_up: true, ..Settings::default() };
-    settings.batch_rows_max = usize::MAX;
     let config = PostgresSourceConfig {
-        connection: ConnectionConfig::new(&options.host, options.port, &options.database, "postgres"),
+        connection: ConnectionConfig::new(
+            &options.place.host,
+            options.place.port,
+            &options.place.database,
+            "postgres",
+        ),
         task: "bench".into(),
         sync_mode: mode,
         include: options.include.clone(),

@@ -1,7 +1,20 @@
 //! The server that is measured against: its own, thrown away afterwards, with settings that leave it the disk and the memory.
 
 use anyhow::{Context, Result};
+use clap::Args;
 use pgferry_testkit::{Database, Server, ServerOptions};
+
+/// Where a contestant connects, as arguments.
+#[derive(Args)]
+pub(crate) struct Place {
+    /// A folder of a Unix socket, or an address
+    #[arg(long)]
+    pub(crate) host: String,
+    #[arg(long)]
+    pub(crate) port: u16,
+    #[arg(long)]
+    pub(crate) database: String,
+}
 
 /// A server with a database.
 pub(crate) struct Scene {
@@ -32,7 +45,7 @@ impl Scene {
         if socket { self.server.socket_dir().display().to_string() } else { "127.0.0.1".to_owned() }
     }
 
-    /// The arguments that say where.
+    /// [`Place`] as it is written on a command line.
     pub(crate) fn place(&self, socket: bool) -> Vec<String> {
         let port = self.server.port().to_string();
         ["--host", &self.host(socket), "--port", &port, "--database", self.database.name()]

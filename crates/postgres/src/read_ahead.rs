@@ -15,14 +15,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
-use pgferry_model::{Error, Result};
+use bytes::BytesMut;
+use pgferry_model::{Cure, Error, Result};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{ServerError, UNREACHABLE};
 use crate::explain::{Place, explain};
-use crate::session::{FRAME_BYTES_MAX, Frame, READ_BYTES, SessionReader, frame_length};
+use crate::session::{
+    FRAME_BYTES_MAX, Frame, READ_BYTES, SessionReader, drop_frame, first_frame, frame_length,
+};
 
 /// A read that brought less than this while the stream is busy is worth a nap.
 const SMALL_READ_BYTES: usize = 32 << 10;
@@ -54,8 +56,12 @@ pub struct ReadAhead {
 impl ReadAheadThread {
     /// Starts the thread; it waits for its connection.
     pub fn start() -> Result<Self> {
-        let refused = |failure| {
+        let refused = |failure: std::io::Error| {
             Error::transient(UNREACHABLE, "no thread can be started to read from the server")
+                .with_cause(format!("the system refuses one more thread or file: {failure}"))
+                .with_cure(Cure::advice(
+                    "raise the user's limits (ulimit -u, ulimit -n), or run fewer tasks at once",
+                ))
                 .with_origin(failure)
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
@@ -111,15 +117,12 @@ impl ReadAhead {
 
     /// The first frame at hand, without taking it.
     pub fn peek_frame(&self) -> Result<Option<Frame<'_>>> {
-        let Some(length) = frame_length(&self.buffer, FRAME_BYTES_MAX)? else { return Ok(None) };
-        Ok(Some(Frame { tag: self.buffer[0], body: &self.buffer[5..length] }))
+        first_frame(&self.buffer, FRAME_BYTES_MAX)
     }
 
     /// Takes the frame that [`ReadAhead::peek_frame`] showed.
     pub fn consume_frame(&mut self) {
-        if let Ok(Some(length)) = frame_length(&self.buffer, FRAME_BYTES_MAX) {
-            self.buffer.advance(length);
-        }
+        drop_frame(&mut self.buffer, FRAME_BYTES_MAX);
     }
 
     /// An ErrorResponse as an error of pgferry.

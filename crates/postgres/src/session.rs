@@ -91,23 +91,14 @@ impl SessionReader {
         self.socket.read_buf(&mut self.buffer).await.map_err(lost)
     }
 
-    /// Reads and forgets, for an ending connection. Returns the number of bytes; 0 at the end.
-    pub async fn drop_some(&mut self) -> Result<usize> {
-        self.buffer.clear();
-        self.read_some().await
-    }
-
     /// The first whole frame of the buffer, without taking it.
     pub fn peek_frame(&self) -> Result<Option<Frame<'_>>> {
-        let Some(length) = self.frame_length()? else { return Ok(None) };
-        Ok(Some(Frame { tag: self.buffer[0], body: &self.buffer[5..length] }))
+        first_frame(&self.buffer, self.frame_bytes_max)
     }
 
     /// Takes the frame that [`SessionReader::peek_frame`] showed.
     pub fn consume_frame(&mut self) {
-        if let Ok(Some(length)) = self.frame_length() {
-            self.buffer.advance(length);
-        }
+        drop_frame(&mut self.buffer, self.frame_bytes_max);
     }
 
     fn frame_length(&self) -> Result<Option<usize>> {
@@ -351,6 +342,19 @@ pub(crate) fn frame_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usi
         return Err(malformed("a message longer than PostgreSQL sends"));
     }
     Ok((buffer.len() >= length).then_some(length))
+}
+
+/// The first whole frame of a buffer.
+pub(crate) fn first_frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Frame<'_>>> {
+    let Some(length) = frame_length(buffer, bytes_max)? else { return Ok(None) };
+    Ok(Some(Frame { tag: buffer[0], body: &buffer[5..length] }))
+}
+
+/// Takes the first frame, where it is whole.
+pub(crate) fn drop_frame(buffer: &mut BytesMut, bytes_max: usize) {
+    if let Ok(Some(length)) = frame_length(buffer, bytes_max) {
+        buffer.advance(length);
+    }
 }
 
 pub(crate) fn lost(failure: io::Error) -> Error {

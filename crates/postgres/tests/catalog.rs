@@ -12,16 +12,7 @@ use pgferry_testkit::{Database, Server};
 const MAJORS: [u32; 4] = [10, 13, 15, 18];
 
 async fn session(database: &Database) -> Result<Session> {
-    let config = ConnectionConfig {
-        host: "127.0.0.1".into(),
-        port: database.server().port(),
-        database: database.name().into(),
-        user: "postgres".into(),
-        password: None,
-        connect_timeout: Duration::from_secs(10),
-        application_name: "pgferry".into(),
-        tls: pgferry_postgres::TlsConfig::default(),
-    };
+    let config = ConnectionConfig::new("127.0.0.1", database.server().port(), database.name(), "postgres");
     Ok(Session::connect(&config, Purpose::Query).await?)
 }
 

@@ -10,16 +10,7 @@ const MAJORS: [u32; 4] = [10, 13, 15, 18];
 const PURPOSES: [Purpose; 3] = [Purpose::Query, Purpose::Copy, Purpose::Replication];
 
 async fn session(database: &Database, purpose: Purpose) -> Result<Session> {
-    let config = ConnectionConfig {
-        host: "127.0.0.1".into(),
-        port: database.server().port(),
-        database: database.name().into(),
-        user: "postgres".into(),
-        password: None,
-        connect_timeout: Duration::from_secs(10),
-        application_name: "pgferry".into(),
-        tls: pgferry_postgres::TlsConfig::default(),
-    };
+    let config = ConnectionConfig::new("127.0.0.1", database.server().port(), database.name(), "postgres");
     Ok(Session::connect(&config, purpose).await?)
 }
 

@@ -1,7 +1,5 @@
 //! Names and texts of every kind come back from real servers as they were given.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use pgferry_model::TableName;
 use pgferry_postgres::{ConnectionConfig, Purpose, Session, quote_identifier, quote_literal, read_tables};
@@ -23,16 +21,7 @@ fn text(random: &mut SeededRandom) -> String {
 }
 
 async fn session(database: &Database) -> Result<Session> {
-    let config = ConnectionConfig {
-        host: "127.0.0.1".into(),
-        port: database.server().port(),
-        database: database.name().into(),
-        user: "postgres".into(),
-        password: None,
-        connect_timeout: Duration::from_secs(10),
-        application_name: "pgferry".into(),
-        tls: pgferry_postgres::TlsConfig::default(),
-    };
+    let config = ConnectionConfig::new("127.0.0.1", database.server().port(), database.name(), "postgres");
     Ok(Session::connect(&config, Purpose::Query).await?)
 }
 

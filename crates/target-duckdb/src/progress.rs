@@ -423,13 +423,13 @@ pub(crate) fn add_chunk(
     Ok(())
 }
 
-/// Forgets a table's chunks. Returns whether there were any.
-pub(crate) fn forget_chunks(connection: &Connection, task: &TaskId, table: &TableName) -> Result<bool> {
-    let gone = connection
+/// Forgets a table's chunks.
+pub(crate) fn forget_chunks(connection: &Connection, task: &TaskId, table: &TableName) -> Result<()> {
+    connection
         .execute(
             "DELETE FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ?",
             params![task.as_str(), &*table.schema, &*table.name],
         )
         .map_err(storing)?;
-    Ok(gone > 0)
+    Ok(())
 }

@@ -18,16 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) fn config(database: &Database) -> PostgresSourceConfig {
     PostgresSourceConfig {
-        connection: ConnectionConfig {
-            host: "127.0.0.1".into(),
-            port: database.server().port(),
-            database: database.name().into(),
-            user: "postgres".into(),
-            connect_timeout: Duration::from_secs(10),
-            application_name: "pgferry".into(),
-            tls: pgferry_postgres::TlsConfig::default(),
-            password: None,
-        },
+        connection: ConnectionConfig::new("127.0.0.1", database.server().port(), database.name(), "postgres"),
         task: "test".into(),
         sync_mode: SyncMode::SnapshotCdc,
         include: vec!["*.*".into()],
