@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// How many chunks are copied at once
     #[arg(long, default_value_t = 4)]
     workers: usize,
+    /// Memory for rows in bytes; what pgferry takes if left out
+    #[arg(long)]
+    memory: Option<usize>,
     /// The slot whose backlog is read; without one the tables are copied
     #[arg(long)]
     slot: Option<String>,
@@ -31,8 +34,14 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let mode = if options.slot.is_some() { SyncMode::CdcOnly } else { SyncMode::Snapshot };
-    let settings =
-        Settings { sync_mode: mode, workers: options.workers, until_caught_up: true, ..Settings::default() };
+    let usual = Settings::default();
+    let settings = Settings {
+        sync_mode: mode,
+        workers: options.workers,
+        until_caught_up: true,
+        buffer_bytes_max: options.memory.unwrap_or(usual.buffer_bytes_max),
+        ..usual
+    };
     let config = PostgresSourceConfig {
         connection: ConnectionConfig::new(
             &options.place.host,
