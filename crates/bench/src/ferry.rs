@@ -33,6 +33,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
+    // As the program does.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_thp_disable(true)?;
     let mode = if options.slot.is_some() { SyncMode::CdcOnly } else { SyncMode::Snapshot };
     let usual = Settings::default();
     let settings = Settings {
