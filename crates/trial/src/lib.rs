@@ -10,6 +10,7 @@
 //!
 //! Limits: needs the built `pgferry` beside the running executable (`pgferry_testkit::process::binary`).
 
+pub mod crash;
 pub mod duckdb_file;
 pub mod scene;
 pub mod target_place;

@@ -68,6 +68,7 @@ impl Scene {
     }
 
     /// The program, for runs with a failpoint or a kill; it runs until it has caught up.
+    #[expect(clippy::expect_used, reason = "a scene that exists was made with the program")]
     pub fn ferry(&self) -> Ferry {
         self.command(&["run", "--until-caught-up", &self.task_file()]).expect("the program is built")
     }
