@@ -80,8 +80,9 @@ fn inside(path: &Path, expected: &[TableName]) -> Result<Vec<String>> {
     let names = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
     for name in names {
         let (schema, table) = name?;
-        let known = expected.iter().any(|name| *name.schema == *schema && *name.name == *table);
-        if !known && !(schema == "pgferry" && OWN_TABLES.contains(&table.as_str())) {
+        let carried = expected.iter().any(|name| *name.schema == *schema && *name.name == *table);
+        let own = schema == "pgferry" && OWN_TABLES.contains(&table.as_str());
+        if !carried && !own {
             left.push(format!("table {schema}.{table}"));
         }
     }

@@ -120,6 +120,9 @@ impl Matrix {
                     });
                     ended.kept = Some(folder);
                 }
+                // Dropping the database blocks, and waits for every session of the server to listen: also for those that send to
+                // other seeds, which could not read if their thread were blocked here.
+                let _panicked = tokio::task::spawn_blocking(move || drop(seed)).await;
             }
             Err(failure) => ended.failure = Some(failure.context("before the first run")),
         }

@@ -89,7 +89,7 @@ impl Seed {
     /// Every step, then the end.
     pub async fn run(&mut self) -> Result<()> {
         for (at, step) in self.plan.steps.clone().into_iter().enumerate() {
-            self.tell(format!("step {at}: {step:?}"));
+            self.tell(&format!("step {at}: {step:?}"));
             self.step(&step).await.with_context(|| format!("step {at}: {step:?}"))?;
         }
         self.finish().await
@@ -178,7 +178,7 @@ impl Seed {
             _ if unfinished && !self.unfinished() => Moment::Handover,
             _ => Moment::Start,
         };
-        self.tell(format!("killed in {}", moment.word()));
+        self.tell(&format!("killed in {}", moment.word()));
         *self.tally.killed.entry(moment).or_default() += 1;
         Ok(())
     }
@@ -224,7 +224,7 @@ impl Seed {
         self.tally.shutdowns += 1;
         tokio::time::sleep(Duration::from_millis(self.random.below(400))).await;
         server.resume().await?;
-        self.tell("the server is back".to_owned());
+        self.tell("the server is back");
         self.others.settle().await?;
         self.others.go_on(&self.scene.database, false).await?;
         self.since.server_ended = true;
@@ -324,7 +324,7 @@ impl Seed {
 
     /// A run that nobody ended has to have ended well: with its goal reached.
     fn ended_by_itself(&mut self, outcome: &Outcome) -> Result<()> {
-        self.tell(format!("ended by itself: {}", outcome.status));
+        self.tell(&format!("ended by itself: {}", outcome.status));
         expect_code(outcome, &[WELL])
     }
 
@@ -335,7 +335,7 @@ impl Seed {
         let position = held.as_ref().and_then(|held| held.position);
         let words: Vec<&str> =
             held.iter().flat_map(|held| &held.tables).map(|table| table.state.word()).collect();
-        self.tell(format!(
+        self.tell(&format!(
             "{} after {:.2} s; target {position:?}, slot {confirmed:?}, {words:?}\n{}{}",
             outcome.status,
             outcome.took.as_secs_f64(),
@@ -366,13 +366,13 @@ impl Seed {
                 DifferenceKind::Cell { .. } => format!("cell {:?}: {:?}", difference.column, difference.kind),
                 other => format!("{other:?}"),
             };
-            self.tell(format!("{} {:?}: {kind}", difference.table, difference.key));
+            self.tell(&format!("{} {:?}: {kind}", difference.table, difference.key));
         }
         ensure!(report.found == 0, "{} differences in {} rows", report.found, report.rows);
         self.scene.assert_clean().await
     }
 
-    fn tell(&mut self, what: String) {
+    fn tell(&mut self, what: &str) {
         let at = self.started.elapsed().as_secs_f64();
         self.story.push(format!("[{at:8.3}] {}", what.trim_end()));
     }
