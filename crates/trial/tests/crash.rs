@@ -19,7 +19,7 @@ async fn killed_at_every_failpoint_and_at_random_nothing_is_lost_or_doubled_or_l
     };
     let mut failures = Vec::new();
     let tally = matrix
-        .run(|ended| {
+        .run(std::future::pending(), |ended| {
             if let Some(failure) = &ended.failure {
                 let kept = ended.kept.as_ref().map(|kept| kept.display().to_string()).unwrap_or_default();
                 failures.push(format!("{failure:#}\nagain: {}\nkept: {kept}", matrix.again(ended.plan.seed)));

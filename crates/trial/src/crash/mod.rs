@@ -65,8 +65,8 @@ impl Matrix {
         )
     }
 
-    /// Runs every seed; `report` hears of each as it ends.
-    pub async fn run(&self, mut report: impl FnMut(&Ended)) -> Result<Tally> {
+    /// Runs every seed; `report` hears of each as it ends. When `stop` is done, no further one begins.
+    pub async fn run(&self, stop: impl Future<Output = ()>, mut report: impl FnMut(&Ended)) -> Result<Tally> {
         let next = Arc::new(AtomicU64::new(self.seeds.start));
         let (sender, mut ends) = mpsc::unbounded_channel();
         let workers: Vec<_> = (0..self.parallel.max(1))
@@ -85,9 +85,22 @@ impl Matrix {
             .collect();
         drop(sender);
         let mut sum = Tally::default();
-        while let Some(ended) = ends.recv().await {
-            report(&ended);
-            sum.add(&ended.tally);
+        let mut stop = std::pin::pin!(stop);
+        let mut stopped = false;
+        loop {
+            tokio::select! {
+                ended = ends.recv() => match ended {
+                    Some(ended) => {
+                        report(&ended);
+                        sum.add(&ended.tally);
+                    }
+                    None => break,
+                },
+                () = &mut stop, if !stopped => {
+                    stopped = true;
+                    next.store(self.seeds.end, Ordering::Relaxed);
+                }
+            }
         }
         for worker in workers {
             worker.await.context("a worker of the matrix panicked")?;
