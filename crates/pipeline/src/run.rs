@@ -23,7 +23,7 @@ use crate::evolve;
 use crate::follow::{Follow, follow};
 use crate::handover::{Copied, copy_tables};
 use crate::retry::Retry;
-use crate::{Monitor, Phase, Receipt, Settings, Source, StreamStart, SyncMode, TablePlan, Target};
+use crate::{Monitor, Phase, Receipt, Settings, Source, StreamStart, SyncMode, TablePlan, Target, failpoint};
 
 /// Why a run ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,7 @@ impl Run<'_> {
             self.courier.monitor.set_tables(&tables);
         }
         let mut progress = self.courier.target.open(self.task).await?;
+        failpoint::pass("run.opened");
         self.show_states(&tables, &progress);
         self.source.verify_start(&progress).await?;
         if progress.source.is_none() {
@@ -147,6 +148,7 @@ impl Run<'_> {
             self.goal = Some(self.source.current_position().await?);
         }
         self.prepare(&tables, &mut progress).await?;
+        failpoint::pass("run.prepared");
         if self.stop.is_cancelled() {
             return Ok(Ended::Stopped);
         }
@@ -167,6 +169,9 @@ impl Run<'_> {
         }
         if copied.cut.is_some() && self.goal.is_some() {
             self.goal = Some(self.source.current_position().await?);
+        }
+        if copied.cut.is_some() {
+            failpoint::pass("handover.before_stream");
         }
         self.follow(&tables).await
     }

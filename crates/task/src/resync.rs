@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 
 use pgferry_model::{Code, Cure, Error, Position, Result, TableName, TableState, TaskCommand};
-use pgferry_pipeline::SyncMode;
+use pgferry_pipeline::{SyncMode, failpoint};
 use pgferry_source_postgres::error::{SLOT_AHEAD, SLOT_INVALIDATED, SLOT_MISSING};
 
 use crate::registry;
@@ -112,7 +112,9 @@ pub async fn forget(spec: &Spec, task: &TaskSpec, resync: &Resync) -> Result<()>
             return target.forget(None).await;
         }
         for table in &resync.tables {
+            failpoint::pass("resync.before_forget");
             target.forget(Some(&table.name)).await?;
+            failpoint::pass("resync.after_forget");
         }
         Ok(())
     };

@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
+mod crash;
 mod tidy;
 
 use std::path::PathBuf;
@@ -26,10 +27,20 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         root: Option<PathBuf>,
     },
+    /// Kill pgferry again and again while others write, then compare: --seeds A..B, --seconds N and more, see --help after --
+    Crash {
+        /// Build and run with the release profile
+        #[arg(long)]
+        release: bool,
+        /// Arguments of `pgferry-trial crash`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Crash { release, arguments } => crash::run(&repository(), release, &arguments),
         Command::Tidy { root } => tidy::run(&root.unwrap_or_else(repository)),
     }
 }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use pgferry_model::{Position, Result};
+use pgferry_pipeline::failpoint;
 use pgferry_postgres::SessionWriter;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -103,11 +104,19 @@ async fn report(
     mut closing: watch::Receiver<bool>,
     interval: Duration,
 ) -> Result<()> {
-    let mut answer_wanted = false;
+    let (mut answer_wanted, mut told) = (false, *confirmed.borrow());
     loop {
         let flushed = *confirmed.borrow_and_update();
         let received = shared.received.load(Ordering::Relaxed).max(flushed);
+        let news = flushed > told;
+        if news {
+            failpoint::pass("source.before_status");
+        }
         writer.write_copy_data(&status(received, flushed, answer_wanted)).await?;
+        if news {
+            failpoint::pass("source.after_status");
+            told = flushed;
+        }
         answer_wanted = false;
         tokio::select! {
             changed = closing.changed() => {

@@ -143,9 +143,7 @@ pub(crate) async fn create(
             () = tokio::time::sleep(SAY_EVERY) => say_blocked(control, pid, started.elapsed()).await,
         }
     };
-    if !temporary {
-        failpoint::pass("source.after_slot_created");
-    }
+    failpoint::pass(if temporary { "source.after_cut_created" } else { "source.after_slot_created" });
     Ok((column(&rows, 0, 2)?, position(&column(&rows, 0, 1)?)?))
 }
 

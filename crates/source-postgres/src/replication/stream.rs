@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pgferry_model::{Cure, Error, Position, Result, TableId};
-use pgferry_pipeline::{Assembler, ChangeStream, Filled};
+use pgferry_pipeline::{Assembler, ChangeStream, Filled, failpoint};
 use pgferry_postgres::ReadAhead;
 
 use super::feedback::Feedback;
@@ -150,6 +150,7 @@ impl PostgresStream {
             return Ok(None);
         }
         let flow = self.transactions.resume(assembler)?;
+        failpoint::pass("source.spool_replayed");
         let stops = self.stops(flow, assembler) || self.transactions.pending();
         Ok(stops.then_some(Filled::Stopped))
     }
@@ -263,6 +264,9 @@ impl ChangeStream for PostgresStream {
                 tokio::task::yield_now().await;
             }
             return Ok(filled);
+        }
+        if self.transactions.amid() {
+            failpoint::pass("source.mid_transaction");
         }
         if let Some(trouble) = self.surroundings.watch.take() {
             return Err(trouble);
