@@ -4,6 +4,8 @@ mod catalog;
 mod config;
 pub mod error;
 mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pgpass;
 mod read_ahead;
 mod session;

@@ -4,6 +4,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
+mod bench;
+mod fuzz;
 mod tidy;
 
 use std::path::PathBuf;
@@ -26,11 +28,17 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         root: Option<PathBuf>,
     },
+    /// Feed decoders, the wire and the task file with inputs that nobody would send
+    Fuzz(fuzz::Options),
+    /// Measure pgferry side by side with what else there is (all arguments go to pgferry-bench)
+    Bench(bench::Options),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Tidy { root } => tidy::run(&root.unwrap_or_else(repository)),
+        Command::Fuzz(options) => fuzz::run(&repository(), &options),
+        Command::Bench(options) => bench::run(&repository(), &options),
     }
 }
 

@@ -55,6 +55,18 @@ const EDGES: &[(&str, &[&str])] = &[
             TESTKIT,
         ],
     ),
+    (
+        "pgferry-fuzz",
+        &[
+            "pgferry-model",
+            "pgferry-pipeline",
+            "pgferry-postgres",
+            "pgferry-columnar",
+            "pgferry-source-postgres",
+            "pgferry-task",
+            TESTKIT,
+        ],
+    ),
     ("xtask", &["pgferry-model", "pgferry-pipeline", "pgferry-postgres", "pgferry-task", TESTKIT]),
 ];
 
