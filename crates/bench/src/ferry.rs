@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// How many chunks are copied at once
     #[arg(long, default_value_t = 4)]
     workers: usize,
+    /// Memory for rows in bytes; what pgferry takes if left out
+    #[arg(long)]
+    memory: Option<usize>,
     /// The slot whose backlog is read; without one the tables are copied
     #[arg(long)]
     slot: Option<String>,
@@ -91,11 +94,13 @@ impl Options {
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let mode = options.mode();
+    let usual = Settings::default();
     let settings = Settings {
         sync_mode: mode,
         workers: options.workers,
         until_caught_up: options.follow.is_none(),
-        ..Settings::default()
+        buffer_bytes_max: options.memory.unwrap_or(usual.buffer_bytes_max),
+        ..usual
     };
     let (monitor, stop) = (Arc::new(Monitor::default()), CancellationToken::new());
     let target = Arc::new(Observed::new(options.target()?));

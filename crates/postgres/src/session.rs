@@ -17,6 +17,7 @@ use pgferry_model::{Cure, Error, Result};
 use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
+use crate::connection_thread::Pace;
 use crate::error::{PROTOCOL, ServerError, UNREACHABLE};
 use crate::explain::{Place, explain};
 use crate::stream::ByteStream;
@@ -67,6 +68,7 @@ pub struct SessionReader {
     socket: ReadHalf<ByteStream>,
     pub(crate) buffer: BytesMut,
     frame_bytes_max: usize,
+    pace: Pace,
     pub(crate) place: Arc<Place>,
 }
 
@@ -89,6 +91,14 @@ impl SessionReader {
     pub async fn read_some(&mut self) -> Result<usize> {
         self.buffer.reserve(READ_BYTES);
         self.socket.read_buf(&mut self.buffer).await.map_err(lost)
+    }
+
+    /// The same on a thread of the connection's own, which naps where more is about to come; see [`crate::ConnectionThread`].
+    pub async fn read_gathered(&mut self) -> Result<usize> {
+        self.pace.nap();
+        let bytes = self.read_some().await?;
+        self.pace.note(bytes);
+        Ok(bytes)
     }
 
     /// The first whole frame of the buffer, without taking it.
@@ -180,6 +190,7 @@ impl Session {
             socket: read,
             buffer: BytesMut::new(),
             frame_bytes_max: LOGIN_FRAME_BYTES_MAX,
+            pace: Pace::default(),
             place,
         };
         let writer = SessionWriter { socket: write, buffer: BytesMut::new() };
@@ -274,6 +285,11 @@ impl Session {
     /// See [`SessionReader::read_some`].
     pub async fn read_some(&mut self) -> Result<usize> {
         self.reader.read_some().await
+    }
+
+    /// See [`SessionReader::read_gathered`].
+    pub async fn read_gathered(&mut self) -> Result<usize> {
+        self.reader.read_gathered().await
     }
 
     /// See [`SessionReader::peek_frame`].

@@ -29,7 +29,9 @@ use pgferry_model::{
     TableId, TableName,
 };
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
-use pgferry_postgres::{Purpose, ReadAheadThread, quote_identifier, quote_literal, read_tables_as_of};
+use pgferry_postgres::{
+    ConnectionThread, Purpose, ReadAhead, quote_identifier, quote_literal, read_tables_as_of,
+};
 use tokio::sync::OnceCell;
 
 pub use config::{Manage, PostgresSourceConfig, Replication, SelectFrom, TableOptions};
@@ -255,7 +257,7 @@ impl PostgresSource {
     async fn start_replication(
         &self,
         after: Position,
-        thread: &ReadAheadThread,
+        thread: &ConnectionThread,
     ) -> Result<pgferry_postgres::Session> {
         let replication = &self.control.config.replication;
         let deadline = tokio::time::Instant::now() + SLOT_RELEASE_WITHIN;
@@ -394,7 +396,7 @@ impl Source for PostgresSource {
             .ask("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
             .await?;
         let timeout = Duration::from_millis(column(&rows, 0, 0)?.parse().unwrap_or(60_000));
-        let thread = ReadAheadThread::start()?;
+        let thread = ConnectionThread::start()?;
         let session = self.start_replication(start.after, &thread).await?;
         let source_end = self.log_position("pg_current_wal_insert_lsn").await?;
         let transactions = replication::transactions(&self.control.config, selection);
@@ -409,7 +411,7 @@ impl Source for PostgresSource {
         };
         self.control.release().await;
         let (reader, writer) = session.into_split();
-        let reader = thread.read(reader);
+        let reader = ReadAhead::start(thread, reader);
         let feedback = Feedback::start(writer, timeout, start.after);
         Ok(Box::new(PostgresStream::new(
             reader,

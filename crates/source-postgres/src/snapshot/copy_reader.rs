@@ -1,4 +1,4 @@
-//! A snapshot's rows enter here: one COPY per chunk, on a worker's own connection.
+//! A snapshot's rows enter here: one COPY per chunk, on a worker's own connection and thread.
 //!
 //! ```text
 //!   COPY (SELECT columns FROM ONLY relation WHERE range) TO STDOUT (FORMAT binary)
@@ -94,7 +94,7 @@ pub(crate) async fn copy_rows(
                 out.send(std::mem::replace(&mut batch, next)).await?;
             }
         }
-        if session.read_some().await? == 0 {
+        if session.read_gathered().await? == 0 {
             return Err(Error::transient(
                 error::STREAM_ENDED,
                 "the server closed the connection in the middle of a COPY",
