@@ -5,6 +5,8 @@ mod config;
 mod connection_thread;
 pub mod error;
 mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pgpass;
 mod read_ahead;
 mod session;

@@ -78,6 +78,16 @@ impl Session {
     ) -> Result<Session> {
         step.store(0, Ordering::Relaxed);
         let stream = ByteStream::open(config, mode, deadline).await?;
+        Session::begin(stream, config, purpose, step).await
+    }
+
+    /// Everything after the way to the server is open.
+    pub(crate) async fn begin(
+        stream: ByteStream,
+        config: &ConnectionConfig,
+        purpose: Purpose,
+        step: &AtomicU8,
+    ) -> Result<Session> {
         step.store(1, Ordering::Relaxed);
         let place = Place {
             host: config.host.clone(),

@@ -11,6 +11,8 @@ mod config;
 mod control;
 pub mod decode;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod refused;
 pub mod replication;
 mod selection;

@@ -91,12 +91,8 @@ impl PostgresStream {
         }
         while let Some(frame) = self.reader.peek_frame()? {
             match frame.tag {
-                b'd' => match frame.body.first() {
-                    Some(b'w') => {
-                        let data = frame
-                            .body
-                            .get(DATA_HEADER_BYTES..)
-                            .ok_or_else(|| malformed("a short data header"))?;
+                b'd' => match replicated(frame.body)? {
+                    Replicated::Data(data) => {
                         // Taken, whatever comes of it: a table's trouble must not come again with the same frame.
                         let taken = self.transactions.frame(data, assembler);
                         self.reader.consume_frame();
@@ -108,8 +104,7 @@ impl PostgresStream {
                         }
                         continue;
                     }
-                    Some(b'k') => {
-                        let (end, reply_wanted) = keepalive(frame.body)?;
+                    Replicated::Keepalive { end, reply_wanted } => {
                         self.source_end = self.source_end.max(end);
                         // Before 14 the server tells of its next position only after it has heard of this one.
                         if self.feedback.received(end) || reply_wanted {
@@ -119,7 +114,6 @@ impl PostgresStream {
                             assembler.idle(end);
                         }
                     }
-                    _ => return Err(malformed("an unknown replication message")),
                 },
                 b'c' | b'C' | b'Z' => return Err(ended()),
                 b'E' => {
@@ -300,11 +294,29 @@ impl ChangeStream for PostgresStream {
     }
 }
 
-/// End of log and whether a reply is wanted (PostgreSQL docs, "Primary keepalive message").
-fn keepalive(body: &[u8]) -> Result<(Position, bool)> {
-    match (body.get(1..9).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok()), body.get(KEEPALIVE_BYTES - 1)) {
-        (Some(end), Some(&reply)) => Ok((Position::from_lsn(u64::from_be_bytes(end)), reply == 1)),
-        _ => Err(malformed("a short keepalive")),
+/// A message of the change stream, within CopyData.
+pub(crate) enum Replicated<'a> {
+    /// One of pgoutput's.
+    Data(&'a [u8]),
+    /// The server's end of log, and whether it wants an answer.
+    Keepalive { end: Position, reply_wanted: bool },
+}
+
+/// Tells the messages apart (PostgreSQL docs, "Streaming Replication Protocol").
+pub(crate) fn replicated(body: &[u8]) -> Result<Replicated<'_>> {
+    match body.first() {
+        Some(b'w') => match body.get(DATA_HEADER_BYTES..) {
+            Some(data) => Ok(Replicated::Data(data)),
+            None => Err(malformed("a short data header")),
+        },
+        Some(b'k') => match (body.get(1..).and_then(<[u8]>::first_chunk), body.get(KEEPALIVE_BYTES - 1)) {
+            (Some(&end), Some(&reply)) => Ok(Replicated::Keepalive {
+                end: Position::from_lsn(u64::from_be_bytes(end)),
+                reply_wanted: reply == 1,
+            }),
+            _ => Err(malformed("a short keepalive")),
+        },
+        _ => Err(malformed("an unknown replication message")),
     }
 }
 

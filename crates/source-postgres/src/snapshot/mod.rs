@@ -1,6 +1,6 @@
 //! The consistent snapshot: an exported point, chunks, and the workers that copy them.
 
-mod copy_binary;
+pub(crate) mod copy_binary;
 mod copy_reader;
 pub(crate) mod export;
 pub(crate) mod plan;
