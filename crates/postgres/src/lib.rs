@@ -4,6 +4,7 @@ mod catalog;
 mod config;
 pub mod error;
 mod explain;
+mod liveness;
 mod pgpass;
 mod read_ahead;
 mod session;

@@ -25,6 +25,9 @@ use crate::tls;
 /// An idle connection is probed, so that a vanished server or a forgetful firewall is seen within a minute or two.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVES_MAX: u32 = 3;
+/// Bytes of ours that nobody acknowledges for this long end the connection (Linux; elsewhere the system's own time counts).
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 /// PostgreSQL docs, "Message Formats": length 8 and the code 1234.5679.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
@@ -178,8 +181,15 @@ fn unknown_host(host: &str) -> Error {
 
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-    socket2::SockRef::from(socket).set_tcp_keepalive(&keepalive)
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVES_MAX);
+    let socket = socket2::SockRef::from(socket);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    Ok(())
 }
 
 async fn ask_for_encryption(socket: &mut TcpStream, config: &ConnectionConfig) -> Result<bool> {

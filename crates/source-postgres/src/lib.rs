@@ -404,11 +404,12 @@ impl Source for PostgresSource {
             roots: roots.collect(),
             walsender: session.backend_pid(),
             timeout,
+            probe_after: self.control.config.connection.probe_after,
         };
         self.control.release().await;
         let (reader, writer) = session.into_split();
         let reader = thread.read(reader);
-        let feedback = Feedback::start(writer, timeout, start.after);
+        let feedback = Feedback::start(writer, timeout, surroundings.silence_max(), start.after);
         Ok(Box::new(PostgresStream::new(
             reader,
             feedback,

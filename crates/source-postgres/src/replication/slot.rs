@@ -94,10 +94,18 @@ pub(crate) async fn end_stale(control: &PostgresControl, name: &str, walsender: 
     Ok(())
 }
 
-/// Whether a process reads from the slot.
-pub(crate) async fn read_by(control: &PostgresControl, name: &str, walsender: i32) -> Result<bool> {
-    let found = find(control, name).await?;
-    Ok(found.and_then(|slot| slot.active_pid).is_some_and(|pid| pid == walsender.to_string()))
+/// Whether a process reads from the slot and works: it neither waits for the client, nor for more log with everything sent. One that only
+/// waits would have answered our questions; without `wal_sender_timeout` it waits for ever.
+pub(crate) async fn works_for(control: &PostgresControl, name: &str, walsender: i32) -> Result<bool> {
+    let rows = control
+        .ask(&format!(
+            "SELECT FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+             WHERE s.slot_name = {} AND a.pid = {walsender} AND coalesce(a.wait_event, '') NOT IN \
+             ('ClientRead', 'ClientWrite', 'WalSenderMain', 'WalSenderWaitForWAL', 'WalSenderWaitForWal', 'WalSenderWriteData')",
+            quote_literal(name)
+        ))
+        .await?;
+    Ok(!rows.is_empty())
 }
 
 impl SlotState {
