@@ -125,6 +125,25 @@ pub(crate) fn log_behind(stored: Position, end: Position) -> Error {
     .with_cure(Cure::advice("copy the tables again").resync())
 }
 
+/// The position is not in the history of the server's timeline. `left`: where the stored one was left, if it is an ancestor.
+pub(crate) fn other_timeline(position: Position, stored: u32, now: u32, left: Option<Position>) -> Error {
+    let cause = match left {
+        Some(left) => format!(
+            "the server was promoted at {left} (timeline {now}), before all that its predecessor had written arrived there: the target holds \
+             changes that it has lost"
+        ),
+        None => format!(
+            "its timeline {now} does not descend from {stored}: it was put back to an earlier time, or is another copy"
+        ),
+    };
+    Error::task_broken(
+        IDENTITY_CHANGED,
+        format!("the server's history does not have {position} on timeline {stored}, up to which the target holds its changes"),
+    )
+    .with_cause(cause)
+    .with_cure(Cure::advice("copy the tables again").resync())
+}
+
 /// The slot lost its log.
 pub(crate) fn slot_invalidated(slot: &str, reason: &str) -> Error {
     Error::task_broken(SLOT_INVALIDATED, format!("replication slot {slot} has lost the log that it needs ({reason})"))
@@ -331,7 +350,7 @@ pub(crate) fn publication_after_slot(replication: &Replication) -> Error {
         PUBLICATION_AFTER_SLOT,
         format!("publication {name} does not exist at the place in the log where slot {slot} stands"),
     )
-    .with_cause("the publication was made after the slot, or was dropped and made again; the log between cannot be decoded with it")
+    .with_cause("the publication was dropped, or it was made after the slot, or anew; the log in between cannot be decoded with it")
     .with_cure(cure.resync())
 }
 
