@@ -43,7 +43,7 @@ pub(crate) struct Liveness {
 #[derive(Debug, PartialEq, Eq)]
 enum Doing {
     Works,
-    /// The relation, or what else is locked; who holds it.
+    /// The relation, and who holds it.
     WaitsForLock(String, String),
     WaitsForUs,
     Gone,
@@ -126,8 +126,8 @@ impl Liveness {
         let rows = self
             .ask(format!(
                 "SELECT coalesce(a.wait_event_type, ''), coalesce(a.wait_event, ''), \
-                 coalesce((SELECT l.relation::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_locks l \
-                 WHERE l.pid = a.pid AND NOT l.granted LIMIT 1), 'something'), \
+                 (SELECT l.relation::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_locks l \
+                 WHERE l.pid = a.pid AND NOT l.granted AND l.relation IS NOT NULL LIMIT 1), \
                  (SELECT pg_catalog.string_agg('process ' || b.pid || coalesce(' of role ' || b.usename, ''), ', ') \
                  FROM pg_catalog.pg_stat_activity b WHERE b.pid = ANY (pg_catalog.pg_blocking_pids(a.pid))) \
                  FROM pg_catalog.pg_stat_activity a WHERE {}",
@@ -175,12 +175,12 @@ impl Liveness {
 fn doing(rows: &[ResultRow]) -> Doing {
     let Some(row) = rows.first() else { return Doing::Gone };
     let part = |at: usize| row.get(at).and_then(Option::as_deref);
-    match (part(0), part(1)) {
-        (Some("Client"), Some("ClientRead" | "ClientWrite")) => Doing::WaitsForUs,
-        (Some("Lock"), _) => Doing::WaitsForLock(
-            part(2).unwrap_or_default().into(),
-            part(3).unwrap_or("another session").into(),
-        ),
+    match (part(0), part(1), part(2)) {
+        (Some("Client"), Some("ClientRead" | "ClientWrite"), _) => Doing::WaitsForUs,
+        // One that waits for another transaction's end makes a slot, and its maker says for whose.
+        (Some("Lock"), _, Some(relation)) => {
+            Doing::WaitsForLock(relation.into(), part(3).unwrap_or("another session").into())
+        }
         _ => Doing::Works,
     }
 }
@@ -207,6 +207,7 @@ mod tests {
         assert_eq!(doing(&row([Some("Client"), Some("ClientRead"), Some("x"), None])), Doing::WaitsForUs);
         assert_eq!(doing(&row([Some("Client"), Some("WalSenderWaitForWAL"), Some("x"), None])), Doing::Works);
         assert_eq!(doing(&row([Some(""), Some(""), Some("x"), None])), Doing::Works);
+        assert_eq!(doing(&row([Some("Lock"), Some("transactionid"), None, Some("process 1")])), Doing::Works);
         assert_eq!(
             doing(&row([Some("Lock"), Some("relation"), Some("t"), None])),
             Doing::WaitsForLock("t".into(), "another session".into())
