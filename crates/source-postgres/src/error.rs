@@ -62,6 +62,8 @@ pub const TABLE_MISSING: Code = Code::new("source.table_missing");
 pub const TABLE_KIND: Code = Code::new("source.table_kind");
 /// The position belongs to another cluster or database.
 pub const IDENTITY_CHANGED: Code = Code::new("source.identity_changed");
+/// The server has lost what the target holds: it was put back, or promoted without its predecessor's last transactions.
+pub const HISTORY_LOST: Code = Code::new("source.history_lost");
 /// The snapshot's condition is not valid.
 pub const SNAPSHOT_WHERE: Code = Code::new("source.snapshot_where");
 /// The server ended the stream.
@@ -118,7 +120,7 @@ pub(crate) fn slot_ahead(slot: &str, confirmed: Position, stored: Position) -> E
 /// The server's log ends before what the target holds.
 pub(crate) fn log_behind(stored: Position, end: Position) -> Error {
     Error::task_broken(
-        IDENTITY_CHANGED,
+        HISTORY_LOST,
         format!("the server's log ends at {end}, before the {stored} that the target holds"),
     )
     .with_cause("the server was put back to an earlier time, from a backup or a copy of its disk: the target holds changes that it has lost")
@@ -137,7 +139,7 @@ pub(crate) fn other_timeline(position: Position, stored: u32, now: u32, left: Op
         ),
     };
     Error::task_broken(
-        IDENTITY_CHANGED,
+        HISTORY_LOST,
         format!("the server's history does not have {position} on timeline {stored}, up to which the target holds its changes"),
     )
     .with_cause(cause)

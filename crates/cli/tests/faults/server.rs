@@ -89,19 +89,24 @@ async fn synchronize(
         voyage.change().await?;
         voyage.delivered(ferry).await?;
         standby.catch_up_with(primary).await?;
-        on_standby.batch_execute("SELECT pg_sync_replication_slots()").await?;
         let row = on_standby.query_opt(&there, &[]).await?;
         if row.is_some_and(|row| row.get::<_, bool>(0)) {
             return Ok(());
         }
-        ensure!(begun.elapsed() < WITHIN, "the standby does not take over the slot at {wanted}");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let log = || std::fs::read_to_string(standby.log_path()).unwrap_or_default();
+        ensure!(begun.elapsed() < WITHIN, "the standby does not take over the slot at {wanted}:\n{}", log());
     }
 }
 
 async fn with_failover_slot() -> Result<(Server, Server, Voyage)> {
     let primary = Server::start(ServerOptions::new(18)).await?;
-    let standby =
-        primary.standby(&[("hot_standby_feedback", "on"), ("wal_receiver_status_interval", "1s")]).await?;
+    let settings = [
+        ("hot_standby_feedback", "on"),
+        ("sync_replication_slots", "on"),
+        ("wal_receiver_status_interval", "1s"),
+    ];
+    let standby = primary.standby(&settings).await?;
     let voyage = Voyage::new(&primary).await?;
     let slot = voyage.slot();
     voyage.sql("CREATE PUBLICATION ferry FOR ALL TABLES").await?;
@@ -152,7 +157,7 @@ async fn a_failover_that_lost_transactions_is_told_and_cured() -> Result<()> {
     voyage.sql("SELECT pg_switch_wal()").await?;
     voyage.change().await?;
     let ended = voyage.run().await?;
-    let error = ended.error("source.identity_changed")?;
+    let error = ended.error("source.history_lost")?;
     ensure!(error["cause"].as_str().is_some_and(|cause| cause.contains("was promoted at")), "{error:#}");
     ensure!(ended.exit == Some(1), "{ended:?}");
     voyage.cure(error).await?;

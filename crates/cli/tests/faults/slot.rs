@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use pgferry_testkit::Server;
+use pgferry_testkit::{Server, ServerOptions};
 
 use crate::voyage::{Told, Voyage, WITHIN, told};
 
@@ -80,4 +80,28 @@ async fn a_publication_that_is_dropped_is_told_and_cured() -> Result<()> {
         cured(&voyage, &ended, code).await.with_context(|| format!("{major}, running {running}"))?;
     }
     Ok(())
+}
+
+/// The program was killed while the server was making the slot for it: the half-made slot is there, and would be gone again later. The next start
+/// waits for its maker, tells who that is where it stays, and after the cure makes the slot anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_still_being_made_for_a_killed_run_is_told_and_cured() -> Result<()> {
+    let server = Server::start(ServerOptions::new(15)).await?;
+    let voyage = Voyage::new(&server).await?;
+    let open = voyage.database().client().await?;
+    open.batch_execute("BEGIN; SELECT txid_current()").await?;
+    let ferry = voyage.start()?;
+    let made = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = '{}'", voyage.slot());
+    let begun = Instant::now();
+    while open.query_opt(&made, &[]).await?.is_none() {
+        ensure!(begun.elapsed() < WITHIN, "no slot is being made: {}", ferry.stderr());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ferry.kill9().await?;
+    let ended = voyage.run().await?;
+    let error = ended.error("source.slot_active")?;
+    ensure!(ended.exit == Some(8), "{ended:?}");
+    voyage.cure(error).await?;
+    open.batch_execute("COMMIT").await?;
+    voyage.finished().await
 }
