@@ -1,26 +1,23 @@
 //! A backlog of changes, section by section: `pg_recvlogical` to `/dev/null` beside pgferry, each on its copy of one slot.
 
-use std::collections::HashMap;
-use std::env::current_exe;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
+use crate::contestant::{Contestant, Runs, note};
 use crate::data::{self, SECTIONS, Section, scaled};
-use crate::measure::{measure, print};
+use crate::effort::Effort;
+use crate::report::Report;
 use crate::server::Scene;
+
+const METHOD: &str = "A backlog of changes, section by section: `pg_recvlogical` to `/dev/null` (the floor) beside pgferry's engine into a \
+    null target, which encodes every row. Each run reads a copy of one slot.";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Part of the 2.6 million changes
-    #[arg(long, default_value_t = 1.0)]
-    scale: f64,
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Major version of the server, at least 12
-    #[arg(long, default_value_t = 15)]
-    major: u32,
+    #[command(flatten)]
+    pub(crate) effort: Effort,
     /// Only this section; the others are written, not measured
     #[arg(long)]
     section: Option<String>,
@@ -30,12 +27,6 @@ pub(crate) struct Options {
     /// The folder of `pg_recvlogical`
     #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
     programs: PathBuf,
-}
-
-struct Contestant {
-    name: String,
-    program: PathBuf,
-    arguments: Vec<String>,
 }
 
 fn floor(scene: &Scene, programs: &Path, socket: bool, version: u32, end: &str) -> Contestant {
@@ -64,17 +55,14 @@ fn floor(scene: &Scene, programs: &Path, socket: bool, version: u32, end: &str) 
 }
 
 fn ferry(scene: &Scene, socket: bool) -> Result<Contestant> {
-    let mut arguments = vec!["ferry".to_owned()];
-    arguments.extend(scene.place(socket));
-    arguments.extend(["--include", "public.*", "--slot", "contestant"].map(str::to_owned));
     let name = format!("pgferry {}", if socket { "unix" } else { "tcp" });
-    Ok(Contestant { name, program: current_exe()?, arguments })
+    Contestant::ferry_over(scene, socket, &name, "public.*", &["--slot", "contestant"])
 }
 
-async fn section(scene: &Scene, options: &Options, section: &Section) -> Result<()> {
+async fn section(scene: &Scene, options: &Options, section: &Section, report: &mut Report) -> Result<()> {
     let client = scene.database.client().await?;
     client.execute("SELECT pg_create_logical_replication_slot('backlog', 'pgoutput')", &[]).await?;
-    data::write_section(&scene.database, section, options.scale).await?;
+    data::write_section(&scene.database, section, options.effort.scale).await?;
     let end: String = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
     // What was written without waiting is flushed by the next transaction that waits.
     client.batch_execute("CHECKPOINT").await?;
@@ -84,26 +72,25 @@ async fn section(scene: &Scene, options: &Options, section: &Section) -> Result<
             floor(scene, &options.programs, socket, 2, &end),
             ferry(scene, socket)?,
         ];
-        let mut runs: HashMap<String, Vec<_>> = HashMap::new();
-        for _ in 0..options.rounds {
+        let mut runs = Runs::new();
+        for _ in 0..options.effort.rounds {
             for contestant in &contestants {
                 let copy = "SELECT pg_copy_logical_replication_slot('backlog', 'contestant')";
                 client.execute(copy, &[]).await?;
-                let run = measure(&contestant.program, &contestant.arguments, scene.postmaster()?).await?;
-                runs.entry(contestant.name.clone()).or_default().push(run);
+                note(&mut runs, &contestant.name, contestant.run(scene).await?);
                 drop_slot(&client, "contestant").await?;
             }
         }
         let names: Vec<String> = contestants.into_iter().map(|contestant| contestant.name).collect();
         let kind = if section.batched { "batched" } else { "one per transaction" };
         let title = format!("{} ({kind})", section.name);
-        print(&title, "changes", scaled(section.changes, options.scale), &names, &runs);
+        report.runs(&title, "changes", scaled(section.changes, options.effort.scale), &names, &runs);
     }
     drop_slot(&client, "backlog").await
 }
 
 /// Drops a slot; its reader may need a moment to leave.
-async fn drop_slot(client: &tokio_postgres::Client, slot: &str) -> Result<()> {
+pub(crate) async fn drop_slot(client: &tokio_postgres::Client, slot: &str) -> Result<()> {
     for _ in 0..100 {
         let idle = "SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND active";
         if client.query_opt(idle, &[&slot]).await?.is_none() {
@@ -116,14 +103,15 @@ async fn drop_slot(client: &tokio_postgres::Client, slot: &str) -> Result<()> {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let scene = Scene::new(options.major).await?;
-    data::make_backlog_tables(&scene.database, options.scale).await?;
+    let mut report = Report::new("cdc", &options.effort, METHOD);
+    let scene = Scene::new(options.effort.major).await?;
+    data::make_backlog_tables(&scene.database, options.effort.scale).await?;
     for wanted in &SECTIONS {
         if options.section.as_deref().is_none_or(|name| name == wanted.name) {
-            section(&scene, options, wanted).await?;
+            section(&scene, options, wanted, &mut report).await?;
         } else {
-            data::write_section(&scene.database, wanted, options.scale).await?;
+            data::write_section(&scene.database, wanted, options.effort.scale).await?;
         }
     }
-    Ok(())
+    report.finish(&options.effort)
 }

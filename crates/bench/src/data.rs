@@ -135,3 +135,70 @@ pub(crate) async fn write_section(database: &Database, section: &Section, scale:
     };
     database.execute(&statement).await
 }
+
+/// Makes `ledger` with that many rows, and publishes it: 4 columns, 64 bytes that do not compress.
+pub(crate) async fn make_ledger(database: &Database, rows: u64) -> Result<()> {
+    database
+        .execute(&format!(
+            "CREATE TABLE ledger (id bigint PRIMARY KEY, branch integer, amount bigint, note text); \
+             INSERT INTO ledger SELECT i, i % 1000, i * 7, md5(i::text) || md5((-i)::text) \
+             FROM generate_series(1::bigint, {rows}) AS i; \
+             CREATE PUBLICATION bench FOR TABLE ledger"
+        ))
+        .await?;
+    database.execute("VACUUM (FREEZE, ANALYZE) ledger").await
+}
+
+/// Changes `ledger` in one transaction: 80 % updates, 10 % deletes, 10 % inserts; the keys are scattered over all rows.
+pub(crate) async fn change_ledger(database: &Database, rows: u64, changes: u64) -> Result<()> {
+    let tenth = (changes / 10).max(1);
+    let (updated, deleted) = ((rows / (tenth * 8)).max(1), (rows / tenth).max(1));
+    database
+        .execute(&format!(
+            "BEGIN; \
+             UPDATE ledger SET amount = amount + 1, note = md5(note) || md5(id::text) WHERE id % {updated} = 0; \
+             DELETE FROM ledger WHERE id % {deleted} = 1; \
+             INSERT INTO ledger SELECT i, i % 1000, i, md5(i::text) FROM generate_series({rows} + 1, {rows} + {tenth}) AS i; \
+             COMMIT"
+        ))
+        .await
+}
+
+/// Makes tables `prefix_1` to `prefix_N` with that many rows each.
+pub(crate) async fn make_many(database: &Database, prefix: &str, tables: u64, rows: u64) -> Result<()> {
+    // A transaction per 100 tables: each holds a lock until its end.
+    database
+        .execute(&format!(
+            "DO $$ BEGIN FOR t IN 1..{tables} LOOP \
+             EXECUTE format('CREATE TABLE {prefix}_%s (id bigint PRIMARY KEY, amount integer, price numeric(12,2), \
+             made_at timestamptz, note text)', t); \
+             EXECUTE format('INSERT INTO {prefix}_%s SELECT i, i, i / 7.0, timestamptz ''2024-01-01'' + i * interval ''1 second'', \
+             md5(i::text) FROM generate_series(1, {rows}) AS i', t); \
+             IF t % 100 = 0 THEN COMMIT; END IF; END LOOP; END $$"
+        ))
+        .await?;
+    database.execute("VACUUM (FREEZE, ANALYZE)").await
+}
+
+/// Updates rows of those tables, 1,000 in a transaction: in one table, or in ten.
+pub(crate) async fn change_many(
+    database: &Database,
+    prefix: &str,
+    tables: u64,
+    rows: u64,
+    changes: u64,
+) -> Result<()> {
+    let touched = tables.min(10);
+    let each = TRANSACTION_ROWS / touched;
+    let transactions = (changes / TRANSACTION_ROWS).max(1);
+    database
+        .execute(&format!(
+            "DO $$ DECLARE t bigint; low bigint; BEGIN FOR x IN 0..{transactions} - 1 LOOP \
+             FOR k IN 0..{touched} - 1 LOOP \
+             t := 1 + (x * {touched} + k) % {tables}; \
+             low := 1 + ((x * {touched} + k) / {tables} * {each}) % greatest({rows} - {each} + 1, 1); \
+             EXECUTE format('UPDATE {prefix}_%s SET amount = amount + 1 WHERE id BETWEEN %s AND %s', t, low, low + {each} - 1); \
+             END LOOP; COMMIT; END LOOP; END $$"
+        ))
+        .await
+}

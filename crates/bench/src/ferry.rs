@@ -1,17 +1,23 @@
-//! The contestant: pgferry's source and engine, as the command line runs them, into the null target.
+//! The contestant: pgferry's source and engine, as the command line runs them, into the null target or a DuckDB file.
+//!
+//! Prints `streaming seconds=N` when it first follows the source's end, and its figures as `name=number` at the end.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 use pgferry_model::TaskId;
-use pgferry_pipeline::{Monitor, Settings, SyncMode, run as run_task};
+use pgferry_pipeline::{Monitor, Phase, Settings, SyncMode, Target, run as run_task};
 use pgferry_postgres::ConnectionConfig;
 use pgferry_source_postgres::{Manage, PostgresSource, PostgresSourceConfig, Replication, SelectFrom};
+use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
 use tokio_util::sync::CancellationToken;
 
 use crate::null_target::NullTarget;
+use crate::observed::{Observed, Seen};
 use crate::server::Place;
 
 #[derive(Args)]
@@ -24,46 +30,123 @@ pub(crate) struct Options {
     /// How many chunks are copied at once
     #[arg(long, default_value_t = 4)]
     workers: usize,
+    /// Memory for rows in bytes; what pgferry takes if left out
+    #[arg(long)]
+    memory: Option<usize>,
     /// The slot whose backlog is read; without one the tables are copied
     #[arg(long)]
     slot: Option<String>,
+    /// Copy the tables before the slot's changes
+    #[arg(long)]
+    copy_first: bool,
+    /// A DuckDB file instead of nothing
+    #[arg(long)]
+    duckdb: Option<PathBuf>,
+    /// DuckDB's own memory
+    #[arg(long, default_value = "1GB")]
+    memory_limit: String,
+    /// Follow the stream for so many seconds instead of ending when it has caught up
+    #[arg(long)]
+    follow: Option<u64>,
+}
+
+impl Options {
+    fn mode(&self) -> SyncMode {
+        match (&self.slot, self.copy_first) {
+            (None, _) => SyncMode::Snapshot,
+            (Some(_), false) => SyncMode::CdcOnly,
+            (Some(_), true) => SyncMode::SnapshotCdc,
+        }
+    }
+
+    fn source(&self) -> PostgresSource {
+        PostgresSource::new(PostgresSourceConfig {
+            connection: ConnectionConfig::new(
+                &self.place.host,
+                self.place.port,
+                &self.place.database,
+                "postgres",
+            ),
+            task: "bench".into(),
+            sync_mode: self.mode(),
+            include: self.include.clone(),
+            exclude: Vec::new(),
+            tables: Vec::new(),
+            replication: Replication {
+                publication: "bench".into(),
+                slot: self.slot.clone().unwrap_or_default(),
+                manage: Manage::Never,
+                from: SelectFrom::Tables,
+            },
+            workers: self.workers,
+            spool_directory: None,
+            spool_memory_bytes_max: 16 << 20,
+            spool_disk_bytes_max: u64::MAX,
+        })
+    }
+
+    fn target(&self) -> Result<Arc<dyn Target>> {
+        let Some(file) = &self.duckdb else { return Ok(Arc::new(NullTarget::default())) };
+        let config = DuckdbConfig { memory_limit: self.memory_limit.clone(), ..DuckdbConfig::new(file) };
+        Ok(Arc::new(DuckdbTarget::connect(config)?))
+    }
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let mode = if options.slot.is_some() { SyncMode::CdcOnly } else { SyncMode::Snapshot };
-    let settings =
-        Settings { sync_mode: mode, workers: options.workers, until_caught_up: true, ..Settings::default() };
-    let config = PostgresSourceConfig {
-        connection: ConnectionConfig::new(
-            &options.place.host,
-            options.place.port,
-            &options.place.database,
-            "postgres",
-        ),
-        task: "bench".into(),
+    // As the program does.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_thp_disable(true)?;
+    let mode = options.mode();
+    let usual = Settings::default();
+    let settings = Settings {
         sync_mode: mode,
-        include: options.include.clone(),
-        exclude: Vec::new(),
-        tables: Vec::new(),
-        replication: Replication {
-            publication: "bench".into(),
-            slot: options.slot.clone().unwrap_or_default(),
-            manage: Manage::Never,
-            from: SelectFrom::Tables,
-        },
         workers: options.workers,
-        spool_directory: None,
-        spool_memory_bytes_max: 16 << 20,
-        spool_disk_bytes_max: u64::MAX,
+        until_caught_up: options.follow.is_none(),
+        buffer_bytes_max: options.memory.unwrap_or(usual.buffer_bytes_max),
+        ..usual
     };
-    let monitor = Arc::new(Monitor::default());
-    let source = Arc::new(PostgresSource::new(config));
-    let target = Arc::new(NullTarget::default());
+    let (monitor, stop) = (Arc::new(Monitor::default()), CancellationToken::new());
+    let target = Arc::new(Observed::new(options.target()?));
+    let seen = Arc::clone(&target.seen);
+    let watching = tokio::spawn(watch(Arc::clone(&monitor), options.follow, stop.clone()));
     let task = TaskId::new("bench");
     let end =
-        run_task(&task, source, target, &settings, Arc::clone(&monitor), CancellationToken::new()).await?;
+        run_task(&task, Arc::new(options.source()), target, &settings, Arc::clone(&monitor), stop).await?;
+    watching.abort();
     ensure!(end.set_aside.is_empty(), "tables were set aside: {:?}", end.set_aside);
     let rows: u64 = monitor.tables().iter().map(|table| table.rows_copied).sum();
-    println!("{rows} rows, {} changes", monitor.changes.load(Ordering::Relaxed));
+    println!("rows={rows} changes={}", monitor.changes.load(Ordering::Relaxed));
+    print(&mut seen.lock());
     Ok(())
+}
+
+/// Says when the stream is followed, and ends the run when its time is over.
+async fn watch(monitor: Arc<Monitor>, follow: Option<u64>, stop: CancellationToken) {
+    let started = Instant::now();
+    while monitor.phase() != Phase::Streaming {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    println!("streaming seconds={:.3}", started.elapsed().as_secs_f64());
+    if let Some(seconds) = follow {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        stop.cancel();
+    }
+}
+
+fn print(seen: &mut Seen) {
+    println!("applying={:.4} closing={:.4}", seen.applying.as_secs_f64(), seen.closing.as_secs_f64());
+    seen.ages_us.sort_unstable();
+    let ages = &seen.ages_us;
+    let at = |part: f64| {
+        let last = ages.len().saturating_sub(1);
+        ages.get((last as f64 * part).round() as usize).map_or(0.0, |age| *age as f64 / 1e3)
+    };
+    println!(
+        "transactions={} p50={:.1} p90={:.1} p99={:.1} max={:.1}",
+        ages.len(),
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(1.0)
+    );
 }

@@ -11,17 +11,27 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
 mod cdc;
+mod contestant;
 mod data;
 mod drain;
+mod duckdb;
+mod effort;
 mod ferry;
+mod idle;
+mod latency;
 mod measure;
+mod memory;
 mod null_target;
+mod observed;
+mod report;
+mod running;
 mod server;
 mod snapshot;
+mod tables;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
@@ -40,8 +50,20 @@ enum Command {
     Snapshot(snapshot::Options),
     /// A backlog of changes into the null target, beside `pg_recvlogical`
     Cdc(cdc::Options),
-    /// One contestant: the engine into the null target
-    Ferry(ferry::Options),
+    /// A snapshot and a backlog into DuckDB, beside DuckDB's own extension for PostgreSQL
+    Duckdb(duckdb::Options),
+    /// Peak memory for large tables, transactions and values, many tables and many workers
+    Memory(memory::Options),
+    /// Many tables beside one with as many rows
+    Tables(tables::Options),
+    /// What an idle source costs
+    Idle(idle::Options),
+    /// From commit to visible in DuckDB
+    Latency(latency::Options),
+    /// All of them, one after the other
+    All(effort::Effort),
+    /// One contestant: the engine into the null target or a DuckDB file
+    Ferry(Box<ferry::Options>),
     /// One contestant: COPY read and thrown away
     Drain(drain::Options),
 }
@@ -51,8 +73,30 @@ async fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Snapshot(options) => snapshot::run(&options).await?,
         Command::Cdc(options) => cdc::run(&options).await?,
+        Command::Duckdb(options) => duckdb::run(&options).await?,
+        Command::Memory(options) => memory::run(&options).await?,
+        Command::Tables(options) => tables::run(&options).await?,
+        Command::Idle(options) => idle::run(&options).await?,
+        Command::Latency(options) => latency::run(&options).await?,
+        Command::All(effort) => all(&effort).await?,
         Command::Ferry(options) => ferry::run(&options).await?,
         Command::Drain(options) => drain::run(&options)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Each as a process of its own, so that none measures what another left behind.
+async fn all(effort: &effort::Effort) -> Result<()> {
+    let (scale, rounds, major) =
+        (effort.scale.to_string(), effort.rounds.to_string(), effort.major.to_string());
+    for name in ["snapshot", "cdc", "duckdb", "memory", "tables", "idle", "latency"] {
+        let mut command = tokio::process::Command::new(std::env::current_exe()?);
+        command.args([name, "--scale", &scale, "--rounds", &rounds, "--major", &major]);
+        if effort.print_only {
+            command.arg("--print-only");
+        }
+        let ended = command.status().await?;
+        ensure!(ended.success(), "{name} ended with {ended}");
+    }
+    Ok(())
 }

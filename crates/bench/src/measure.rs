@@ -3,7 +3,6 @@
 //! CPU of the contestant is what the kernel counts for a process that was waited for (getrusage(2)); peak memory is sampled from
 //! `/proc/PID/status`, so a peak in the last 5 ms may be missed.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,21 +11,34 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 /// What one run took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) wall: Duration,
     pub(crate) own_cpu: Duration,
     pub(crate) server_cpu: Duration,
     pub(crate) peak_kib: u64,
+    /// The peak of what no file stands behind.
+    pub(crate) anonymous_kib: u64,
+    /// What it printed.
+    pub(crate) said: String,
+}
+
+impl Run {
+    /// A figure of what it printed: `name=number`.
+    pub(crate) fn figure(&self, name: &str) -> Option<f64> {
+        let figures = self.said.split_whitespace().filter_map(|word| word.split_once('='));
+        figures.filter(|(known, _)| *known == name).find_map(|(_, number)| number.parse().ok())
+    }
 }
 
 /// Ticks per second of `/proc/PID/stat`; the same on every Linux that Rust runs on.
 const TICKS: u64 = 100;
 const SAMPLED_EVERY: Duration = Duration::from_millis(5);
-const RUN_MAX: Duration = Duration::from_secs(600);
+const RUN_MAX: Duration = Duration::from_secs(1800);
 
 /// Runs a program to its end.
 pub(crate) async fn measure(program: &Path, arguments: &[String], postmaster: u32) -> Result<Run> {
@@ -34,16 +46,26 @@ pub(crate) async fn measure(program: &Path, arguments: &[String], postmaster: u3
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("{} cannot be started", program.display()))?;
     let status = format!("/proc/{}/status", child.id().context("it has ended at once")?);
-    let (mut peak_kib, mut ticks) = (0, tokio::time::interval(SAMPLED_EVERY));
+    let mut printed = child.stdout.take().context("its output is not read")?;
+    let reading = tokio::spawn(async move {
+        let mut said = String::new();
+        printed.read_to_string(&mut said).await.map(|_| said)
+    });
+    let (mut peak_kib, mut anonymous_kib) = (0, 0);
+    let mut ticks = tokio::time::interval(SAMPLED_EVERY);
     let ended = loop {
         tokio::select! {
             ended = child.wait() => break ended?,
-            _ = ticks.tick() => peak_kib = peak(&status).unwrap_or(0).max(peak_kib),
+            _ = ticks.tick() => {
+                let text = fs::read_to_string(&status).unwrap_or_default();
+                peak_kib = kib(&text, "VmHWM:").max(peak_kib);
+                anonymous_kib = kib(&text, "RssAnon:").max(anonymous_kib);
+            }
         }
         if started.elapsed() > RUN_MAX {
             bail!("{} takes longer than {RUN_MAX:?}", program.display());
@@ -54,12 +76,19 @@ pub(crate) async fn measure(program: &Path, arguments: &[String], postmaster: u3
         bail!("{} {} ended with {ended}", program.display(), arguments.join(" "));
     }
     let server_cpu = server_cpu(postmaster)?.saturating_sub(server);
-    Ok(Run { wall, own_cpu: children_cpu()?.saturating_sub(children), server_cpu, peak_kib })
+    Ok(Run {
+        wall,
+        own_cpu: children_cpu()?.saturating_sub(children),
+        server_cpu,
+        peak_kib,
+        anonymous_kib,
+        said: reading.await??,
+    })
 }
 
-fn peak(status: &str) -> Option<u64> {
-    let text = fs::read_to_string(status).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?.trim().parse().ok()
+fn kib(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }
 
 fn children_cpu() -> Result<Duration> {
@@ -95,38 +124,5 @@ pub(crate) fn median(runs: &[Run]) -> (Run, Duration, Duration) {
     let mut sorted = runs.to_vec();
     sorted.sort_by_key(|run| run.wall);
     let last = sorted.len() - 1;
-    (sorted[last / 2], sorted[0].wall, sorted[last].wall)
-}
-
-/// Prints contestants' medians, in the order given; the first of `names` that starts with `floor` is 1.00.
-pub(crate) fn print(title: &str, unit: &str, count: u64, names: &[String], runs: &HashMap<String, Vec<Run>>) {
-    println!(
-        "\n{title}: {count} {unit}, medians of {} rounds",
-        runs.values().map(Vec::len).max().unwrap_or(0)
-    );
-    println!(
-        "{:<26} {:>17} {:>9} {:>6} {:>9} {:>9} {:>7}",
-        "", "wall s [min-max]", "k/s", "ratio", "own s/M", "server s/M", "MiB"
-    );
-    let best_floor = names
-        .iter()
-        .filter(|name| name.starts_with("floor"))
-        .map(|name| median(&runs[name]).0.wall)
-        .min()
-        .unwrap_or_default();
-    for name in names {
-        let (run, low, high) = median(&runs[name]);
-        let per_million = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
-        println!(
-            "{name:<26} {:>5.2} [{:.2}-{:.2}] {:>9.0} {:>6.2} {:>9.2} {:>9.2} {:>7}",
-            run.wall.as_secs_f64(),
-            low.as_secs_f64(),
-            high.as_secs_f64(),
-            count as f64 / run.wall.as_secs_f64() / 1e3,
-            best_floor.as_secs_f64() / run.wall.as_secs_f64(),
-            per_million(run.own_cpu),
-            per_million(run.server_cpu),
-            run.peak_kib >> 10,
-        );
-    }
+    (sorted[last / 2].clone(), sorted[0].wall, sorted[last].wall)
 }

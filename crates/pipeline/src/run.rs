@@ -140,8 +140,9 @@ impl Run<'_> {
         failpoint::pass("run.opened");
         self.show_states(&tables, &progress);
         self.source.verify_start(&progress).await?;
-        if progress.source.is_none() {
-            self.courier.target.identify(&self.source.identity().await?).await?;
+        let identity = self.source.identity().await?;
+        if progress.source.as_ref().is_none_or(|stored| stored.timeline != identity.timeline) {
+            self.courier.target.identify(&identity).await?;
         }
         let stream = self.courier.settings.sync_mode != SyncMode::Snapshot;
         if self.goal.is_none() && stream && self.courier.settings.until_caught_up {

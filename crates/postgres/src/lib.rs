@@ -2,8 +2,12 @@
 
 mod catalog;
 mod config;
+mod connection_thread;
 pub mod error;
 mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
+mod liveness;
 mod pgpass;
 mod read_ahead;
 mod session;
@@ -17,7 +21,8 @@ pub use catalog::{
     CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables, read_tables_as_of,
 };
 pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
+pub use connection_thread::ConnectionThread;
 pub use error::{server_error, sqlstate};
-pub use read_ahead::{ReadAhead, ReadAheadThread};
+pub use read_ahead::ReadAhead;
 pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
 pub use sql::{quote_identifier, quote_literal};

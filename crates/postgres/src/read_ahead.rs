@@ -8,42 +8,25 @@
 //! Invariants: a piece holds whole frames only; `read_some` is cancel-safe; what waits is bounded (4 pieces of 256 kB, and one frame
 //! where that is larger); dropping the `ReadAhead` ends the thread and the connection.
 //!
-//! Why a thread: a walsender sends a message per change. In a shared runtime each one wakes the thread that polls, whoever reads:
-//! measured, 86 % of all CPU. Here nobody polls while the thread naps, so neither side is woken; one read brings hundreds of messages.
+//! Why ahead: the walsender stops where nobody takes its bytes up, so reading does not wait for decoding.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use pgferry_model::{Cure, Error, Result};
-use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use pgferry_model::{Error, Result};
+use tokio::sync::mpsc;
 
-use crate::error::{ServerError, UNREACHABLE};
+use crate::connection_thread::ConnectionThread;
+use crate::error::ServerError;
 use crate::explain::{Place, explain};
 use crate::session::{
     FRAME_BYTES_MAX, Frame, READ_BYTES, SessionReader, drop_frame, first_frame, frame_length,
 };
 
-/// A read that brought less than this while the stream is busy is worth a nap.
-const SMALL_READ_BYTES: usize = 32 << 10;
-/// How long; measured: 200 us gives up to 2.3 times the throughput on TCP, 1 ms fills the socket's buffer.
-const NAP: Duration = Duration::from_micros(200);
-/// Reads that follow each other within this time mean that the stream is busy.
-const BUSY_WITHIN: Duration = Duration::from_millis(1);
 /// Pieces that wait for the caller.
 const PIECES_MAX: usize = 4;
 /// A buffer that one large frame has blown up is not kept.
 const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
-
-/// A thread that is ready to read a connection.
-pub struct ReadAheadThread {
-    handle: Handle,
-    reader: oneshot::Sender<SessionReader>,
-    pieces: mpsc::Receiver<Result<BytesMut>>,
-    emptied: mpsc::Sender<BytesMut>,
-}
 
 /// The reading side of a connection that is read ahead.
 pub struct ReadAhead {
@@ -51,57 +34,19 @@ pub struct ReadAhead {
     emptied: mpsc::Sender<BytesMut>,
     buffer: BytesMut,
     place: Arc<Place>,
-}
-
-impl ReadAheadThread {
-    /// Starts the thread; it waits for its connection.
-    pub fn start() -> Result<Self> {
-        let refused = |failure: std::io::Error| {
-            Error::transient(UNREACHABLE, "no thread can be started to read from the server")
-                .with_cause(format!("the system refuses one more thread or file: {failure}"))
-                .with_cure(Cure::advice(
-                    "raise the user's limits (ulimit -u, ulimit -n), or run fewer tasks at once",
-                ))
-                .with_origin(failure)
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
-        let handle = runtime.handle().clone();
-        let (reader, given) = oneshot::channel();
-        let (sender, pieces) = mpsc::channel(PIECES_MAX);
-        let (emptied, free) = mpsc::channel(PIECES_MAX + 1);
-        std::thread::Builder::new()
-            .name("pgferry-read".to_owned())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    if let Ok(reader) = given.await {
-                        Reading { reader, sender, free, last: None }.run().await;
-                    }
-                });
-            })
-            .map_err(refused)?;
-        Ok(ReadAheadThread { handle, reader, pieces, emptied })
-    }
-
-    /// Opens something that this thread's runtime shall serve: the connection which it is to read.
-    pub async fn open<T>(&self, opening: impl Future<Output = T>) -> T {
-        let mut opening = pin!(opening);
-        std::future::poll_fn(|context| {
-            let _entered = self.handle.enter();
-            opening.as_mut().poll(context)
-        })
-        .await
-    }
-
-    /// Reads on from `reader`, which has to come from [`ReadAheadThread::open`].
-    pub fn read(self, reader: SessionReader) -> ReadAhead {
-        let place = Arc::clone(&reader.place);
-        // A thread that has ended says so by the end of its pieces.
-        drop(self.reader.send(reader));
-        ReadAhead { pieces: self.pieces, emptied: self.emptied, buffer: BytesMut::new(), place }
-    }
+    _thread: ConnectionThread,
 }
 
 impl ReadAhead {
+    /// Reads on from `reader`, which has to come from [`ConnectionThread::open`].
+    pub fn start(thread: ConnectionThread, reader: SessionReader) -> Self {
+        let (sender, pieces) = mpsc::channel(PIECES_MAX);
+        let (emptied, free) = mpsc::channel(PIECES_MAX + 1);
+        let place = Arc::clone(&reader.place);
+        thread.spawn(Reading { reader, sender, free }.run());
+        ReadAhead { pieces, emptied, buffer: BytesMut::new(), place, _thread: thread }
+    }
+
     /// Waits for more; what is at hand has to be taken before. Returns the number of bytes; 0 at the end. Cancel-safe.
     pub async fn read_some(&mut self) -> Result<usize> {
         match self.pieces.recv().await {
@@ -136,8 +81,6 @@ struct Reading {
     reader: SessionReader,
     sender: mpsc::Sender<Result<BytesMut>>,
     free: mpsc::Receiver<BytesMut>,
-    /// When the last read was, and what it brought.
-    last: Option<(Instant, usize)>,
 }
 
 impl Reading {
@@ -194,23 +137,18 @@ impl Reading {
 
     /// Reads what is at hand. `Err(None)`: the end, or the caller is gone.
     async fn read(&mut self) -> Result<(), Option<Error>> {
-        if let Some((at, bytes)) = self.last
-            && bytes < SMALL_READ_BYTES
-            && at.elapsed() < BUSY_WITHIN
-        {
-            std::thread::sleep(NAP);
-        }
         let bytes = tokio::select! {
-            read = self.reader.read_some() => read.map_err(Some)?,
+            read = self.reader.read_gathered() => read.map_err(Some)?,
             () = self.sender.closed() => return Err(None),
         };
-        self.last = Some((Instant::now(), bytes));
         if bytes == 0 { Err(None) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
 
@@ -226,7 +164,7 @@ mod tests {
     /// The caller takes nothing until the connection has ended: every frame waits for it, the last words too.
     #[tokio::test]
     async fn what_came_before_the_end_is_read_although_nobody_took_it_in_time() {
-        let thread = ReadAheadThread::start().expect("a thread");
+        let thread = ConnectionThread::start().expect("a thread");
         let (ours, mut theirs) = thread.open(async { UnixStream::pair() }).await.expect("a pair of sockets");
         let place = Place {
             host: "here".into(),
@@ -237,7 +175,7 @@ mod tests {
             encrypted: false,
         };
         let (reader, _writer) = Session::over(ByteStream::Unix(ours), place).into_split();
-        let mut ahead = thread.read(reader);
+        let mut ahead = ReadAhead::start(thread, reader);
         // More than the pieces that may wait, less than the buffer behind them.
         let sent = READ_BYTES * 3 / 4 / 1000;
         for number in 0..sent {

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::config::{ChannelBinding, ConnectionConfig, Secret, SslMode};
 use crate::error::{AUTHENTICATION, HBA_REJECTED, ServerError, TLS, UNREACHABLE};
 use crate::explain::{Place, likely_pooler, verify_version};
+use crate::liveness::Liveness;
 use crate::pgpass;
 use crate::session::{Purpose, Session, malformed};
 use crate::stream::ByteStream;
@@ -78,6 +79,16 @@ impl Session {
     ) -> Result<Session> {
         step.store(0, Ordering::Relaxed);
         let stream = ByteStream::open(config, mode, deadline).await?;
+        Session::begin(stream, config, purpose, step).await
+    }
+
+    /// Everything after the way to the server is open.
+    pub(crate) async fn begin(
+        stream: ByteStream,
+        config: &ConnectionConfig,
+        purpose: Purpose,
+        step: &AtomicU8,
+    ) -> Result<Session> {
         step.store(1, Ordering::Relaxed);
         let place = Place {
             host: config.host.clone(),
@@ -107,7 +118,8 @@ impl Session {
             _ => failure,
         })?;
         step.store(2, Ordering::Relaxed);
-        session.pin().await?;
+        let (pid, started) = session.pin().await?;
+        session.reader.liveness = Some(Liveness::new(config, pid, started));
         Ok(session)
     }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::print_stdout)]
 
 #[allow(dead_code)]
-#[path = "../fuzz/drive.rs"]
+#[path = "../tests/drive/mod.rs"]
 mod drive;
 
 use std::time::Instant;

@@ -3,7 +3,6 @@
 
 #![allow(clippy::expect_used, clippy::panic)]
 
-#[path = "../fuzz/drive.rs"]
 mod drive;
 
 use std::path::Path;

@@ -44,6 +44,7 @@ pub(crate) fn load(
 ) -> Result<u64> {
     let table = Arc::clone(&chunk.chunk.table);
     let doing = format!("loading {}", table.name);
+    let _loading = session.database.loading()?;
     execute(session, "BEGIN TRANSACTION", &doing)?;
     let rows = load_rows(session, config, task, epoch, &mut chunk, &doing)
         .map_err(|failure| session.abandoned(task, epoch, failure))?;
@@ -119,12 +120,13 @@ pub(crate) struct Writer {
     open: bool,
     /// Slices were dropped after an error: what follows of their transaction cannot stand alone.
     slices_lost: bool,
+    compacts: bool,
     encoders: HashMap<TableId, (Arc<Table>, Arc<Encoder>)>,
 }
 
 impl Writer {
     pub(crate) fn new(session: Session) -> Self {
-        Writer { session, open: false, slices_lost: false, encoders: HashMap::new() }
+        Writer { session, open: false, slices_lost: false, compacts: false, encoders: HashMap::new() }
     }
 
     /// Drops the kept slices; a transaction may begin again from its first one.
@@ -177,6 +179,10 @@ impl Writer {
         delivery: &Delivery<TableChanges>,
     ) -> Result<Receipt> {
         let doing = "applying changes";
+        if !self.compacts {
+            self.session.compact_from_now_on()?;
+            self.compacts = true;
+        }
         if !self.open {
             execute(&self.session, "BEGIN TRANSACTION", doing)?;
             self.open = true;

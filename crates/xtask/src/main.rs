@@ -4,7 +4,9 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
+mod bench;
 mod crash;
+mod fuzz;
 mod tidy;
 
 use std::path::PathBuf;
@@ -36,12 +38,18 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Feed decoders, the wire and the task file with inputs that nobody would send
+    Fuzz(fuzz::Options),
+    /// Measure pgferry side by side with what else there is (all arguments go to pgferry-bench)
+    Bench(bench::Options),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Crash { release, arguments } => crash::run(&repository(), release, &arguments),
         Command::Tidy { root } => tidy::run(&root.unwrap_or_else(repository)),
+        Command::Fuzz(options) => fuzz::run(&repository(), &options),
+        Command::Bench(options) => bench::run(&repository(), &options),
     }
 }
 

@@ -49,14 +49,15 @@ pub(crate) struct Surroundings {
     pub(crate) walsender: i32,
     /// The server's `wal_sender_timeout`; zero: it has none.
     pub(crate) timeout: Duration,
+    /// The connection's `probe_after`.
+    pub(crate) probe_after: Duration,
 }
 
 impl Surroundings {
-    fn silence_max(&self) -> Duration {
-        if self.timeout.is_zero() {
-            return SILENCE_MAX;
-        }
-        (self.timeout * 3 / 4).clamp(SILENCE_MIN, SILENCE_MAX)
+    /// How long nothing may come before it is asked whether the other side still works.
+    pub(crate) fn silence_max(&self) -> Duration {
+        let of_server = if self.timeout.is_zero() { SILENCE_MAX } else { self.timeout * 3 / 4 };
+        of_server.clamp(SILENCE_MIN, SILENCE_MAX).min(self.probe_after)
     }
 }
 
@@ -91,12 +92,8 @@ impl PostgresStream {
         }
         while let Some(frame) = self.reader.peek_frame()? {
             match frame.tag {
-                b'd' => match frame.body.first() {
-                    Some(b'w') => {
-                        let data = frame
-                            .body
-                            .get(DATA_HEADER_BYTES..)
-                            .ok_or_else(|| malformed("a short data header"))?;
+                b'd' => match replicated(frame.body)? {
+                    Replicated::Data(data) => {
                         // Taken, whatever comes of it: a table's trouble must not come again with the same frame.
                         let taken = self.transactions.frame(data, assembler);
                         self.reader.consume_frame();
@@ -108,8 +105,7 @@ impl PostgresStream {
                         }
                         continue;
                     }
-                    Some(b'k') => {
-                        let (end, reply_wanted) = keepalive(frame.body)?;
+                    Replicated::Keepalive { end, reply_wanted } => {
                         self.source_end = self.source_end.max(end);
                         // Before 14 the server tells of its next position only after it has heard of this one.
                         if self.feedback.received(end) || reply_wanted {
@@ -119,7 +115,6 @@ impl PostgresStream {
                             assembler.idle(end);
                         }
                     }
-                    _ => return Err(malformed("an unknown replication message")),
                 },
                 b'c' | b'C' | b'Z' => return Err(ended()),
                 b'E' => {
@@ -222,8 +217,7 @@ impl PostgresStream {
     }
 
     /// Reads what comes. Feedback asks for an answer every few seconds, so silence has a reason: the server decodes something large that is
-    /// none of ours, or the connection is dead and nobody told. The server knows which: a reader that it no longer hears is ended after
-    /// `wal_sender_timeout`. Cancel-safe.
+    /// none of ours, or the connection is dead and nobody told. The server knows which: its process works, or it waits. Cancel-safe.
     async fn read(&mut self) -> Result<usize> {
         let silence_max = self.surroundings.silence_max();
         loop {
@@ -235,12 +229,12 @@ impl PostgresStream {
                 Ok(read) => return read,
                 Err(_) => {
                     let slot = &self.surroundings.control.config.replication.slot;
-                    let lives =
-                        super::slot::read_by(&self.surroundings.control, slot, self.surroundings.walsender)
+                    let works =
+                        super::slot::works_for(&self.surroundings.control, slot, self.surroundings.walsender)
                             .await?;
                     self.surroundings.control.release().await;
-                    if !lives {
-                        return Err(ended());
+                    if !works {
+                        return Err(silent(silence_max));
                     }
                 }
             }
@@ -300,11 +294,29 @@ impl ChangeStream for PostgresStream {
     }
 }
 
-/// End of log and whether a reply is wanted (PostgreSQL docs, "Primary keepalive message").
-fn keepalive(body: &[u8]) -> Result<(Position, bool)> {
-    match (body.get(1..9).and_then(|bytes| <[u8; 8]>::try_from(bytes).ok()), body.get(KEEPALIVE_BYTES - 1)) {
-        (Some(end), Some(&reply)) => Ok((Position::from_lsn(u64::from_be_bytes(end)), reply == 1)),
-        _ => Err(malformed("a short keepalive")),
+/// A message of the change stream, within CopyData.
+pub(crate) enum Replicated<'a> {
+    /// One of pgoutput's.
+    Data(&'a [u8]),
+    /// The server's end of log, and whether it wants an answer.
+    Keepalive { end: Position, reply_wanted: bool },
+}
+
+/// Tells the messages apart (PostgreSQL docs, "Streaming Replication Protocol").
+pub(crate) fn replicated(body: &[u8]) -> Result<Replicated<'_>> {
+    match body.first() {
+        Some(b'w') => match body.get(DATA_HEADER_BYTES..) {
+            Some(data) => Ok(Replicated::Data(data)),
+            None => Err(malformed("a short data header")),
+        },
+        Some(b'k') => match (body.get(1..).and_then(<[u8]>::first_chunk), body.get(KEEPALIVE_BYTES - 1)) {
+            (Some(&end), Some(&reply)) => Ok(Replicated::Keepalive {
+                end: Position::from_lsn(u64::from_be_bytes(end)),
+                reply_wanted: reply == 1,
+            }),
+            _ => Err(malformed("a short keepalive")),
+        },
+        _ => Err(malformed("an unknown replication message")),
     }
 }
 
@@ -312,6 +324,17 @@ fn ended() -> Error {
     Error::transient(error::STREAM_ENDED, "the server ended the change stream")
         .with_cause("it was restarted, or the session was ended by a person, a timeout or the network")
         .with_cure(Cure::advice("nothing: the task connects again and goes on where the target stands"))
+}
+
+fn silent(silence: Duration) -> Error {
+    Error::transient(
+        error::STREAM_ENDED,
+        format!("the change stream is dead: nothing came for {:.1} s", silence.as_secs_f32()),
+    )
+    .with_cause(
+        "the server's process waits or has ended, and its answers do not arrive: the way between is cut",
+    )
+    .with_cure(Cure::advice("nothing: the task connects again and goes on where the target stands"))
 }
 
 fn malformed(what: &str) -> Error {

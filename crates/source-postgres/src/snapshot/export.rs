@@ -19,7 +19,7 @@
 
 use parking_lot::Mutex;
 use pgferry_model::{Cure, Error, Position, Result};
-use pgferry_postgres::{Purpose, Session, quote_literal};
+use pgferry_postgres::{ConnectionThread, Purpose, Session, quote_literal};
 
 use crate::control::{PostgresControl, column, query};
 use crate::error;
@@ -34,7 +34,13 @@ pub(crate) struct Exported {
     cut: Position,
     /// `pg_current_snapshot()` as the first worker saw it.
     seen: Mutex<Option<String>>,
-    idle: Mutex<Vec<Session>>,
+    idle: Mutex<Vec<Worker>>,
+}
+
+/// A connection that reads at the snapshot, and the thread that it is read on.
+pub(crate) struct Worker {
+    pub(crate) thread: ConnectionThread,
+    pub(crate) session: Session,
 }
 
 /// How the snapshot is opened.
@@ -72,11 +78,12 @@ impl Exported {
     }
 
     /// A connection that reads at the snapshot; give it back with [`Exported::put_back`] when it is whole.
-    pub(crate) async fn worker(&self, control: &PostgresControl) -> Result<Session> {
-        if let Some(session) = self.idle.lock().pop() {
-            return Ok(session);
+    pub(crate) async fn worker(&self, control: &PostgresControl) -> Result<Worker> {
+        if let Some(worker) = self.idle.lock().pop() {
+            return Ok(worker);
         }
-        let mut session = control.connect(Purpose::Copy).await?;
+        let thread = ConnectionThread::start()?;
+        let mut session = thread.open(control.connect(Purpose::Copy)).await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         query(&mut session, begin).await?;
         let import = format!("SET TRANSACTION SNAPSHOT {}", quote_literal(&self.name));
@@ -90,7 +97,7 @@ impl Exported {
         let seen = column(&rows, 0, 0)?;
         self.verify_same(&seen)?;
         query(&mut session, "SAVEPOINT chunk").await?;
-        Ok(session)
+        Ok(Worker { thread, session })
     }
 
     fn verify_same(&self, seen: &str) -> Result<()> {
@@ -103,9 +110,9 @@ impl Exported {
     }
 
     /// Gives the chunk's locks back and keeps the connection for the next one. One that cannot is dropped; the chunk was read whole.
-    pub(crate) async fn put_back(&self, mut session: Session) {
-        match query(&mut session, "ROLLBACK TO SAVEPOINT chunk").await {
-            Ok(_) => self.idle.lock().push(session),
+    pub(crate) async fn put_back(&self, mut worker: Worker) {
+        match query(&mut worker.session, "ROLLBACK TO SAVEPOINT chunk").await {
+            Ok(_) => self.idle.lock().push(worker),
             Err(failure) => {
                 tracing::debug!(
                     code = failure.code().as_str(),
@@ -117,8 +124,8 @@ impl Exported {
 
     /// Ends the snapshot; a temporary slot goes with it.
     pub(crate) async fn close(self) -> Result<()> {
-        for session in self.idle.into_inner() {
-            session.close().await?;
+        for worker in self.idle.into_inner() {
+            worker.session.close().await?;
         }
         self.exporter.close().await
     }

@@ -1,6 +1,6 @@
 //! The consistent snapshot: an exported point, chunks, and the workers that copy them.
 
-mod copy_binary;
+pub(crate) mod copy_binary;
 mod copy_reader;
 pub(crate) mod export;
 pub(crate) mod plan;
@@ -19,7 +19,7 @@ use crate::control::{PostgresControl, optional, query};
 use crate::error;
 use crate::refused;
 use crate::snapshot::copy_reader::{copy_rows, copy_statement, relation};
-use crate::snapshot::export::Exported;
+use crate::snapshot::export::{Exported, Worker};
 use crate::snapshot::plan::{Heap, PageRange, split};
 
 /// What a snapshot needs to know of each table.
@@ -73,13 +73,17 @@ impl Snapshot for ConsistentSnapshot {
             .collect();
         let filters: Vec<&str> = extent.filters.iter().chain(&heap.filter).map(String::as_str).collect();
         let statement = copy_statement(table, heap, &range, &formats, &filters);
-        let mut session = self.exported.worker(&self.control).await?;
-        let rows = copy_rows(&mut session, &statement, table, formats, &out)
-            .await
-            .map_err(|failure| refused::copying(failure, table, &self.control.config))?;
+        let Worker { thread, mut session } = self.exported.worker(&self.control).await?;
+        let (table_read, rows_out) = (Arc::clone(table), out.clone());
+        let reading = async move {
+            let rows = copy_rows(&mut session, &statement, &table_read, formats, &rows_out).await;
+            (session, rows)
+        };
+        let (mut session, rows) = thread.run(reading).await?;
+        let rows = rows.map_err(|failure| refused::copying(failure, table, &self.control.config))?;
         verify_unmoved(&mut session, table, heap).await?;
         out.end(rows).await?;
-        self.exported.put_back(session).await;
+        self.exported.put_back(Worker { thread, session }).await;
         Ok(rows)
     }
 

@@ -57,6 +57,18 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "pgferry-fuzz",
+        &[
+            "pgferry-model",
+            "pgferry-pipeline",
+            "pgferry-postgres",
+            "pgferry-columnar",
+            "pgferry-source-postgres",
+            "pgferry-task",
+            TESTKIT,
+        ],
+    ),
+    (
         TRIAL,
         &[
             "pgferry-model",

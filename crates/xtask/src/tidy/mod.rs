@@ -14,6 +14,7 @@ mod text;
 mod tree;
 mod words;
 
+pub(crate) use floors::metadata;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -54,7 +55,7 @@ impl std::fmt::Display for Finding {
 pub(crate) fn run(root: &Path) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let tree = Tree::read(root)?;
-    let metadata = floors::metadata(root)?;
+    let metadata = metadata(root)?;
     let mut findings = tree.unreadable();
     let allow = AllowList::read(&tree, &mut findings);
     findings.extend(floors::check(&tree, &metadata));

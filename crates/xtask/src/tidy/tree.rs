@@ -8,13 +8,16 @@ use anyhow::{Context, bail};
 use super::Finding;
 use super::rust::Rust;
 
+/// Bytes that are there as they are, though some are also text.
+const INPUTS: &str = "crates/fuzz/corpus/";
+
 /// A file of the repository.
 pub(crate) struct File {
     /// From the repository's root, with `/`.
     pub(crate) path: String,
     /// In bytes.
     pub(crate) size: u64,
-    /// `None` if it is not UTF-8.
+    /// `None` if it is not UTF-8, or an input of the fuzzer.
     pub(crate) text: Option<String>,
     /// Only for Rust files.
     pub(crate) rust: Option<Rust>,
@@ -78,7 +81,8 @@ impl Tree {
                 continue;
             }
             let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-            files.push(File::new(name, metadata.len(), String::from_utf8(bytes).ok()));
+            let text = if name.starts_with(INPUTS) { None } else { String::from_utf8(bytes).ok() };
+            files.push(File::new(name, metadata.len(), text));
         }
         Ok(Tree { files })
     }

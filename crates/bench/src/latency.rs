@@ -1,0 +1,88 @@
+//! From the commit in the source until it is durable and visible in DuckDB, at a steady load.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_postgres::Client;
+
+use crate::contestant::{Contestant, Folder};
+use crate::data;
+use crate::effort::Effort;
+use crate::report::Report;
+use crate::running::Running;
+use crate::server::Scene;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) effort: Effort,
+    /// Seconds of load per round
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Changes per second, one in a transaction
+    #[arg(long, default_value_t = 1000)]
+    rate: u64,
+}
+
+const METHOD: &str = "Single-row updates at a steady rate into a table of a million rows, into a DuckDB file with the default sync_interval of 1 s. A \
+    transaction's age is taken when the delivery that holds it is committed in DuckDB, durable and visible to every reader, less its \
+    commit time in the source; both on one clock.";
+const SYNC_INTERVAL_MS: f64 = 1000.0;
+const BEYOND_MS: f64 = 50.0;
+
+pub(crate) async fn run(options: &Options) -> Result<()> {
+    let effort = &options.effort;
+    let mut report = Report::new("latency", effort, METHOD);
+    let (scene, folder, rows) = (Scene::new(effort.major).await?, Folder::new()?, effort.of(1_000_000));
+    data::make_accounts(&scene.database, rows).await?;
+    scene.database.execute("CREATE PUBLICATION bench FOR TABLE accounts").await?;
+    let client = scene.database.client().await?;
+    let heads = ["round", "transactions", "p50 ms", "p90 ms", "p99 ms", "most ms", "CPU %"];
+    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    let mut all = Vec::new();
+    client.execute("SELECT pg_create_logical_replication_slot('contestant', 'pgoutput')", &[]).await?;
+    for round in 1..=effort.rounds {
+        let (file, follow) = (folder.file("latency.duckdb"), (options.seconds + 3).to_string());
+        let more = ["--slot", "contestant", "--copy-first", "--duckdb", &file, "--follow", &follow];
+        let running = Running::start(&Contestant::ferry(&scene, "pgferry", "public.accounts", &more)?)?;
+        let running = running.until("streaming").await?;
+        let cpu = running.cpu_seconds()?;
+        load(&client, rows, options).await?;
+        let percent = (running.cpu_seconds()? - cpu) / options.seconds as f64 * 100.0;
+        let said = running.end().await?;
+        let figure = |name: &str| {
+            let figures = said.split_whitespace().filter_map(|word| word.split_once('='));
+            figures.filter(|(known, _)| *known == name).find_map(|(_, text)| text.parse::<f64>().ok())
+        };
+        let mut line = vec![round.to_string()];
+        for (name, digits) in [("transactions", 0), ("p50", 0), ("p90", 0), ("p99", 0), ("max", 0)] {
+            line.push(format!("{:.digits$}", figure(name).unwrap_or(f64::NAN)));
+        }
+        line.push(format!("{percent:.1}"));
+        lines.push(line);
+        all.push(figure("p99").unwrap_or(f64::NAN));
+    }
+    report.table(&format!("{} changes/s for {} s", options.rate, options.seconds), &lines);
+    all.sort_by(f64::total_cmp);
+    let (p99, max) = (all[(all.len() - 1) / 2], SYNC_INTERVAL_MS + BEYOND_MS);
+    report.goal(
+        format!("commit to visible: p99 at most sync_interval + {BEYOND_MS} ms"),
+        format!("{p99:.0} ms"),
+        p99 <= max,
+    );
+    report.finish(effort)
+}
+
+async fn load(client: &Client, rows: u64, options: &Options) -> Result<()> {
+    let statement = client.prepare("UPDATE accounts SET abalance = abalance + 1 WHERE aid = $1").await?;
+    let mut ticks = interval(Duration::from_secs(1) / u32::try_from(options.rate)?);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for change in 0..options.seconds * options.rate {
+        ticks.tick().await;
+        let key = i32::try_from(1 + change * 7919 % rows)?;
+        client.execute(&statement, &[&key]).await?;
+    }
+    Ok(())
+}
