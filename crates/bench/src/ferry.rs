@@ -93,6 +93,9 @@ impl Options {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
+    // As the program does.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_thp_disable(true)?;
     let mode = options.mode();
     let usual = Settings::default();
     let settings = Settings {

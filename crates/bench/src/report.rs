@@ -139,7 +139,7 @@ fn circumstances() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let processors = read("/proc/cpuinfo");
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let count = processors.lines().filter(|line| line.starts_with("processor")).count();
     let memory = read("/proc/meminfo");
     let kib = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib: u64 = kib.and_then(|text| text.trim().split(' ').next()?.parse().ok()).unwrap_or(0);
@@ -151,7 +151,7 @@ fn circumstances() -> String {
     let date = date.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let load = read("/proc/loadavg");
     format!(
-        "{} UTC, commit {}, {cores} x {}, {} GiB, {}, load before {}.",
+        "{} UTC, commit {}, {count} x {}, {} GiB, {}, load before {}.",
         date.unwrap_or_default(),
         commit.unwrap_or_default(),
         model.trim_start_matches([' ', '\t', ':']),

@@ -15,8 +15,8 @@ pub(crate) fn start(global: &Global, output: &Output, goes_on: bool) {
         (true, _) => "error",
         (false, 0) if goes_on && output.terminal => "warn",
         (false, 0) if goes_on => "pgferry=info,warn",
-        // Commands that end by themselves say in their answer what a run would warn of.
-        (false, 0) => "error",
+        // Commands that end by themselves say in their answer what a run would warn of; but not what they wait for.
+        (false, 0) => "error,pgferry_postgres::liveness=warn",
         (false, 1) => "pgferry=debug,info",
         (false, _) => "pgferry=trace,debug",
     };

@@ -31,6 +31,7 @@ use crate::output::Output;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    without_huge_pages();
     let arguments = Arguments::parse();
     let output = Arc::new(Output::new(&arguments.global, arguments.command.name()));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -51,3 +52,13 @@ fn main() -> std::process::ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     code.into()
 }
+
+/// The allocator asks the kernel for huge pages, and a thread that needs little of one has all of it: measured, 250 MB instead of 90 with
+/// sixteen workers, and no slower without. A kernel that refuses leaves it as it is.
+#[cfg(target_os = "linux")]
+fn without_huge_pages() {
+    let _ = nix::sys::prctl::set_thp_disable(true);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn without_huge_pages() {}

@@ -44,7 +44,7 @@ impl fmt::Debug for TaskId {
 pub struct SourceIdentity {
     /// The cluster's system identifier (`IDENTIFY_SYSTEM`).
     pub system_id: String,
-    /// The cluster's timeline when the position was first stored; a higher one later means a failover.
+    /// The cluster's timeline that the position is on; a higher one at the cluster means a failover since.
     pub timeline: u32,
     /// The database's name.
     pub database: String,

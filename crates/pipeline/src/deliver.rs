@@ -186,7 +186,9 @@ impl Courier {
     /// Stores a table as broken in the target, or stops the task where the user wants that.
     pub(crate) async fn set_aside(&self, table: &Arc<Table>, failure: &Error) -> Result<()> {
         let state = TableState::Broken { code: failure.code().to_string(), problem: failure.to_string() };
+        failpoint::pass("run.before_set_aside");
         self.target.set_state(table, state.clone()).await?;
+        failpoint::pass("run.after_set_aside");
         self.monitor.set_state(table.id.index(), state);
         metrics::counter!("pgferry_errors_total", "task" => self.task.to_string(), "code" => failure.code().as_str()).increment(1);
         tracing::error!(

@@ -1,30 +1,48 @@
 //! Named places where a crash test ends the process.
 //!
 //! Armed by the environment only: `PGFERRY_FAILPOINT=name:nth` aborts at the `nth` passage (from 1) of `name`. Unarmed, a
-//! passage is one load of a constant. `NAMES` lists every failpoint; the crash tests go through the list.
+//! passage is one load of a constant. `NAMES` lists every failpoint; the crash tests go through the list,
+//! and one of them compares it with the passages in the code.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Every failpoint's name.
+/// Every failpoint's name, in order.
 pub const NAMES: &[&str] = &[
-    "handover.before_begin_copy",
     "handover.after_begin_copy",
     "handover.after_chunk",
-    "handover.before_copied",
     "handover.after_copied",
-    "run.before_apply",
+    "handover.before_begin_copy",
+    "handover.before_copied",
+    "handover.before_stream",
+    "resync.after_forget",
+    "resync.before_forget",
     "run.after_apply",
-    "run.before_confirm",
     "run.after_confirm",
+    "run.after_set_aside",
+    "run.before_apply",
+    "run.before_confirm",
+    "run.before_set_aside",
+    "run.opened",
+    "run.prepared",
+    "run.stream_ended",
+    "source.after_cut_created",
     "source.after_publication_created",
     "source.after_slot_created",
+    "source.after_status",
+    "source.before_status",
     "source.mid_copy",
+    "source.mid_transaction",
+    "source.spool_replayed",
     "source.spool_written",
-    "target.before_commit",
     "target.after_commit",
-    "target.load_before_commit",
+    "target.before_checkpoint",
+    "target.before_commit",
+    "target.begin_before_commit",
     "target.load_after_commit",
+    "target.load_before_commit",
+    "target.record_after_commit",
+    "target.record_before_commit",
     "target.slice_kept",
     "target.table_created",
 ];

@@ -247,6 +247,7 @@ impl Loop<'_> {
         if let Err(failure) = self.stream.close().await {
             tracing::debug!(code = failure.code().as_str(), "the stream did not end cleanly: {failure}");
         }
+        failpoint::pass("run.stream_ended");
         let ended = followed?;
         settled?;
         Ok(ended)

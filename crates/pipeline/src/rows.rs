@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pgferry_model::{Batch, Cure, Error, Result, Table};
+use pgferry_model::{Batch, CellRef, Cure, Error, Result, SIZE_OF_ROW_ENTRY, Table};
 use tokio::sync::mpsc;
 
 use crate::{Chunk, error};
@@ -89,13 +89,19 @@ impl RowSender {
         self.batch_bytes_max
     }
 
-    /// An empty batch: one that the loader has given back, or a new one with the room that `like` takes.
-    pub fn empty_batch(&self, table: &Arc<Table>, like: &Batch) -> Batch {
+    /// An empty batch: one that the loader has given back, or a new one with the room that it will take. One that grows step by step
+    /// leaves the memory of every step behind, in each thread.
+    pub fn empty_batch(&self, table: &Arc<Table>) -> Batch {
         let spare = self.spare.lock().pop();
-        spare.map_or_else(
-            || Batch::with_capacity(Arc::clone(table), like.len(), like.value_bytes()),
-            |batch| batch.emptied(Arc::clone(table)),
-        )
+        spare.map_or_else(|| self.new_batch(table), |batch| batch.emptied(Arc::clone(table)))
+    }
+
+    fn new_batch(&self, table: &Arc<Table>) -> Batch {
+        let row_bytes = table.bytes.checked_div(table.rows_estimated).unwrap_or(0) as usize;
+        let with_cells = row_bytes + table.columns.len() * size_of::<CellRef>() + SIZE_OF_ROW_ENTRY;
+        let rows = (self.batch_bytes_max / with_cells).min(self.batch_rows_max) + 1;
+        let rows = rows.min(usize::try_from(table.rows_estimated).unwrap_or(usize::MAX));
+        Batch::with_capacity(Arc::clone(table), rows, rows * row_bytes)
     }
 
     /// Hands over a batch; waits while the loader is behind. Fails when the loader has given up.

@@ -23,7 +23,7 @@ use crate::evolve;
 use crate::follow::{Follow, follow};
 use crate::handover::{Copied, copy_tables};
 use crate::retry::Retry;
-use crate::{Monitor, Phase, Receipt, Settings, Source, StreamStart, SyncMode, TablePlan, Target};
+use crate::{Monitor, Phase, Receipt, Settings, Source, StreamStart, SyncMode, TablePlan, Target, failpoint};
 
 /// Why a run ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,16 +137,19 @@ impl Run<'_> {
             self.courier.monitor.set_tables(&tables);
         }
         let mut progress = self.courier.target.open(self.task).await?;
+        failpoint::pass("run.opened");
         self.show_states(&tables, &progress);
         self.source.verify_start(&progress).await?;
-        if progress.source.is_none() {
-            self.courier.target.identify(&self.source.identity().await?).await?;
+        let identity = self.source.identity().await?;
+        if progress.source.as_ref().is_none_or(|stored| stored.timeline != identity.timeline) {
+            self.courier.target.identify(&identity).await?;
         }
         let stream = self.courier.settings.sync_mode != SyncMode::Snapshot;
         if self.goal.is_none() && stream && self.courier.settings.until_caught_up {
             self.goal = Some(self.source.current_position().await?);
         }
         self.prepare(&tables, &mut progress).await?;
+        failpoint::pass("run.prepared");
         if self.stop.is_cancelled() {
             return Ok(Ended::Stopped);
         }
@@ -167,6 +170,9 @@ impl Run<'_> {
         }
         if copied.cut.is_some() && self.goal.is_some() {
             self.goal = Some(self.source.current_position().await?);
+        }
+        if copied.cut.is_some() {
+            failpoint::pass("handover.before_stream");
         }
         self.follow(&tables).await
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// How long connecting may take where nobody says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may say nothing before it is asked why, where nobody says otherwise.
+const PROBE_AFTER: Duration = Duration::from_secs(15);
 
 /// A text that is never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -116,6 +118,8 @@ pub struct ConnectionConfig {
     pub password: Option<Secret>,
     /// How long connecting may take, authentication included.
     pub connect_timeout: Duration,
+    /// How long a server that owes an answer may say nothing before it is asked, on a new connection, what it does.
+    pub probe_after: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
     /// Encryption.
@@ -137,6 +141,7 @@ impl ConnectionConfig {
             user: user.into(),
             password: None,
             connect_timeout: CONNECT_TIMEOUT,
+            probe_after: PROBE_AFTER,
             application_name: "pgferry".into(),
             tls: TlsConfig::default(),
         }

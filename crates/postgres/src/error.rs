@@ -37,6 +37,8 @@ pub const PERMISSION: Code = Code::new("source.permission");
 pub const POOLER: Code = Code::new("source.pooler");
 /// The server is too old.
 pub const VERSION: Code = Code::new("source.version");
+/// A question or a copy waits for a lock that somebody holds.
+pub const LOCK_WAIT: Code = Code::new("source.lock_wait");
 /// The server refused a statement.
 pub const STATEMENT: Code = Code::new("source.statement_refused");
 

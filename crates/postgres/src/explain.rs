@@ -5,8 +5,8 @@
 use pgferry_model::{Class, Cure, Error, Restart};
 
 use crate::error::{
-    AUTHENTICATION, DATABASE_MISSING, HBA_REJECTED, NO_REPLICATION_ROLE, PERMISSION, POOLER, STATEMENT,
-    ServerError, TLS, TOO_MANY_CONNECTIONS, UNAVAILABLE, VERSION, WALSENDERS_EXHAUSTED,
+    AUTHENTICATION, DATABASE_MISSING, HBA_REJECTED, LOCK_WAIT, NO_REPLICATION_ROLE, PERMISSION, POOLER,
+    STATEMENT, ServerError, TLS, TOO_MANY_CONNECTIONS, UNAVAILABLE, VERSION, WALSENDERS_EXHAUSTED,
 };
 use crate::{quote_identifier, quote_literal};
 
@@ -47,6 +47,7 @@ pub(crate) fn explain(failure: ServerError, doing: &str, place: &Place, sql: &st
         "53300" if failure.message.contains("max_wal_senders") => walsenders_exhausted(&failure),
         "53300" => too_many_connections(&failure, place),
         "08P01" if failure.message.contains("unsupported startup parameter") => pooler(place),
+        "55P03" => locked(doing),
         state if state.starts_with("57P") => unavailable(doing, &failure),
         state => {
             let problem = format!("{doing}: the server refused ({state}): {}", failure.shown_message());
@@ -58,6 +59,17 @@ pub(crate) fn explain(failure: ServerError, doing: &str, place: &Place, sql: &st
         }
     };
     error.with_origin(failure)
+}
+
+/// Where a statement has a limit on waiting for locks.
+fn locked(doing: &str) -> Error {
+    Error::transient(LOCK_WAIT, format!("{doing}: another session holds a lock, and did not give it back in time"))
+        .with_cause("ALTER TABLE, TRUNCATE, VACUUM FULL, CLUSTER and LOCK TABLE hold a table's strongest lock until their transaction ends")
+        .with_cure(
+            Cure::advice("wait for its end, or commit it; the statement shows who waits for whom").sql(
+                "SELECT pid, pg_blocking_pids(pid) AS waits_for, usename, state, query FROM pg_stat_activity WHERE state <> 'idle'",
+            ),
+        )
 }
 
 fn may_not_replicate(failure: &ServerError) -> bool {

@@ -7,6 +7,7 @@ pub mod error;
 mod explain;
 #[doc(hidden)]
 pub mod fuzzing;
+mod liveness;
 mod pgpass;
 mod read_ahead;
 mod session;

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use crate::connection_thread::Pace;
 use crate::error::{PROTOCOL, ServerError, UNREACHABLE};
 use crate::explain::{Place, explain};
+use crate::liveness::Liveness;
 use crate::stream::ByteStream;
 use crate::tls;
 
@@ -70,6 +71,8 @@ pub struct SessionReader {
     frame_bytes_max: usize,
     pace: Pace,
     pub(crate) place: Arc<Place>,
+    /// Whom to ask when nothing comes; `None`: it is waited for, however long.
+    pub(crate) liveness: Option<Liveness>,
 }
 
 /// The writing side.
@@ -90,7 +93,11 @@ impl SessionReader {
     /// Reads what is at hand, at least one byte. Returns the number of bytes; 0 at the end. Cancel-safe.
     pub async fn read_some(&mut self) -> Result<usize> {
         self.buffer.reserve(READ_BYTES);
-        self.socket.read_buf(&mut self.buffer).await.map_err(lost)
+        let reading = self.socket.read_buf(&mut self.buffer);
+        match &self.liveness {
+            Some(liveness) => liveness.watch(reading).await,
+            None => reading.await.map_err(lost),
+        }
     }
 
     /// The same on a thread of the connection's own, which naps where more is about to come; see [`crate::ConnectionThread`].
@@ -192,6 +199,7 @@ impl Session {
             frame_bytes_max: LOGIN_FRAME_BYTES_MAX,
             pace: Pace::default(),
             place,
+            liveness: None,
         };
         let writer = SessionWriter { socket: write, buffer: BytesMut::new() };
         Session { reader, writer, backend_pid: 0, server_version_num: 0 }
@@ -205,7 +213,9 @@ impl Session {
     /// Every session has the same text forms and no time limit of its own, whatever the server's, the database's and the role's
     /// settings are. Limits that only newer servers have (14+, 17+) are lifted where they exist: one of them would end a long
     /// snapshot or the idle connection that holds its export.
-    pub(crate) async fn pin(&mut self) -> Result<()> {
+    ///
+    /// Returns the server's process and when it was started, as the server writes it.
+    pub(crate) async fn pin(&mut self) -> Result<(String, String)> {
         self.reader.frame_bytes_max = FRAME_BYTES_MAX;
         let rows = self
             .simple_query(
@@ -215,13 +225,17 @@ impl Session {
                  SET idle_in_transaction_session_timeout = 0; SET standard_conforming_strings = on; SET xmloption = content; \
                  SET quote_all_identifiers = off; SET lc_monetary = 'C'; SET default_transaction_read_only = off; \
                  SET default_transaction_isolation = 'read committed'; SET xmlbinary = base64; \
+                 SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a; \
                  SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
                  WHERE name IN ('idle_session_timeout', 'transaction_timeout')",
             )
             .await?;
         let version = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
         self.server_version_num = version.ok_or_else(|| malformed("no server version"))?;
-        Ok(())
+        match rows.get(1).map(Vec::as_slice) {
+            Some([Some(pid), Some(started)]) => Ok((pid.clone(), started.clone())),
+            _ => Err(malformed("no process of the session")),
+        }
     }
 
     /// Runs statements and returns the rows of all of them, in text form.
@@ -317,8 +331,9 @@ impl Session {
         self.backend_pid
     }
 
-    /// Both sides, for two tasks.
-    pub fn into_split(self) -> (SessionReader, SessionWriter) {
+    /// Both sides, for two tasks. Who reads then looks himself whether silence has a reason.
+    pub fn into_split(mut self) -> (SessionReader, SessionWriter) {
+        self.reader.liveness = None;
         (self.reader, self.writer)
     }
 

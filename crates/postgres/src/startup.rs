@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::config::{ChannelBinding, ConnectionConfig, Secret, SslMode};
 use crate::error::{AUTHENTICATION, HBA_REJECTED, ServerError, TLS, UNREACHABLE};
 use crate::explain::{Place, likely_pooler, verify_version};
+use crate::liveness::Liveness;
 use crate::pgpass;
 use crate::session::{Purpose, Session, malformed};
 use crate::stream::ByteStream;
@@ -117,7 +118,8 @@ impl Session {
             _ => failure,
         })?;
         step.store(2, Ordering::Relaxed);
-        session.pin().await?;
+        let (pid, started) = session.pin().await?;
+        session.reader.liveness = Some(Liveness::new(config, pid, started));
         Ok(session)
     }
 

@@ -25,6 +25,9 @@ use crate::tls;
 /// An idle connection is probed, so that a vanished server or a forgetful firewall is seen within a minute or two.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVES_MAX: u32 = 3;
+/// Bytes of ours that nobody acknowledges for this long end the connection (Linux; elsewhere the system's own time counts).
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 /// PostgreSQL docs, "Message Formats": length 8 and the code 1234.5679.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
@@ -178,8 +181,15 @@ fn unknown_host(host: &str) -> Error {
 
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-    socket2::SockRef::from(socket).set_tcp_keepalive(&keepalive)
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVES_MAX);
+    let socket = socket2::SockRef::from(socket);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    Ok(())
 }
 
 async fn ask_for_encryption(socket: &mut TcpStream, config: &ConnectionConfig) -> Result<bool> {
@@ -261,5 +271,22 @@ impl AsyncWrite for ByteStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         inner!(self, socket => Pin::new(socket).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_acknowledges_ends() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        prepare(&socket).unwrap();
+        let socket = socket2::SockRef::from(&socket);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVES_MAX);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED_MAX));
     }
 }

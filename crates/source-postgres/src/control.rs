@@ -1,5 +1,7 @@
 //! The connection for questions: catalog, settings, slots, positions. Opened when needed, kept, opened anew when lost.
 
+use std::sync::atomic::AtomicI32;
+
 use pgferry_model::{Class, Error, Position, Result};
 use pgferry_postgres::{Purpose, ResultRow, Session};
 use tokio::sync::Mutex;
@@ -11,12 +13,14 @@ use crate::refused;
 /// Connects for one source.
 pub(crate) struct PostgresControl {
     pub(crate) config: PostgresSourceConfig,
+    /// The server's process that was last told to make the task's slot; 0 before.
+    pub(crate) slot_maker: AtomicI32,
     session: Mutex<Option<Session>>,
 }
 
 impl PostgresControl {
     pub(crate) fn new(config: PostgresSourceConfig) -> Self {
-        PostgresControl { config, session: Mutex::new(None) }
+        PostgresControl { config, slot_maker: AtomicI32::new(0), session: Mutex::new(None) }
     }
 
     /// A connection of its own.

@@ -62,6 +62,8 @@ pub const TABLE_MISSING: Code = Code::new("source.table_missing");
 pub const TABLE_KIND: Code = Code::new("source.table_kind");
 /// The position belongs to another cluster or database.
 pub const IDENTITY_CHANGED: Code = Code::new("source.identity_changed");
+/// The server has lost what the target holds: it was put back, or promoted without its predecessor's last transactions.
+pub const HISTORY_LOST: Code = Code::new("source.history_lost");
 /// The snapshot's condition is not valid.
 pub const SNAPSHOT_WHERE: Code = Code::new("source.snapshot_where");
 /// The server ended the stream.
@@ -118,10 +120,29 @@ pub(crate) fn slot_ahead(slot: &str, confirmed: Position, stored: Position) -> E
 /// The server's log ends before what the target holds.
 pub(crate) fn log_behind(stored: Position, end: Position) -> Error {
     Error::task_broken(
-        IDENTITY_CHANGED,
+        HISTORY_LOST,
         format!("the server's log ends at {end}, before the {stored} that the target holds"),
     )
     .with_cause("the server was put back to an earlier time, from a backup or a copy of its disk: the target holds changes that it has lost")
+    .with_cure(Cure::advice("copy the tables again").resync())
+}
+
+/// The position is not in the history of the server's timeline. `left`: where the stored one was left, if it is an ancestor.
+pub(crate) fn other_timeline(position: Position, stored: u32, now: u32, left: Option<Position>) -> Error {
+    let cause = match left {
+        Some(left) => format!(
+            "the server was promoted at {left} (timeline {now}), before all that its predecessor had written arrived there: the target holds \
+             changes that it has lost"
+        ),
+        None => format!(
+            "its timeline {now} does not descend from {stored}: it was put back to an earlier time, or is another copy"
+        ),
+    };
+    Error::task_broken(
+        HISTORY_LOST,
+        format!("the server's history does not have {position} on timeline {stored}, up to which the target holds its changes"),
+    )
+    .with_cause(cause)
     .with_cure(Cure::advice("copy the tables again").resync())
 }
 
@@ -331,7 +352,7 @@ pub(crate) fn publication_after_slot(replication: &Replication) -> Error {
         PUBLICATION_AFTER_SLOT,
         format!("publication {name} does not exist at the place in the log where slot {slot} stands"),
     )
-    .with_cause("the publication was made after the slot, or was dropped and made again; the log between cannot be decoded with it")
+    .with_cause("the publication was dropped, or it was made after the slot, or anew; the log in between cannot be decoded with it")
     .with_cure(cure.resync())
 }
 

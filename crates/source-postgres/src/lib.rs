@@ -17,6 +17,7 @@ mod refused;
 pub mod replication;
 mod selection;
 mod snapshot;
+mod timeline;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,9 +46,6 @@ use selection::{Selection, Wanted, select};
 use snapshot::export::{Export, Exported};
 use snapshot::{ConsistentSnapshot, Extent};
 
-/// How long another holder of the slot may take to let go: our own old connection, after a crash.
-const SLOT_RELEASE_WITHIN: Duration = Duration::from_secs(15);
-const SLOT_RELEASE_POLL: Duration = Duration::from_millis(250);
 /// Three times the default `wal_writer_delay`, and some: the longest that an asynchronous commit stays unflushed.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
 const FLUSHED_POLL: Duration = Duration::from_millis(20);
@@ -179,7 +177,7 @@ impl PostgresSource {
             if need == SnapshotNeed::StreamStart { StreamBegins::Later } else { StreamBegins::Before };
         self.ensure_published(begins).await?;
         let replication = &self.control.config.replication;
-        match (need, self.slot().await?) {
+        match (need, slot::find_made(&self.control, &replication.slot).await?) {
             (SnapshotNeed::StreamStart, None) if replication.manage == Manage::Never => {
                 Err(error::slot_missing(replication, None))
             }
@@ -260,7 +258,7 @@ impl PostgresSource {
         thread: &ConnectionThread,
     ) -> Result<pgferry_postgres::Session> {
         let replication = &self.control.config.replication;
-        let deadline = tokio::time::Instant::now() + SLOT_RELEASE_WITHIN;
+        let deadline = tokio::time::Instant::now() + slot::RELEASE_WITHIN;
         loop {
             self.verify_not_passed(after).await?;
             let mut session = thread.open(self.control.connect(Purpose::Replication)).await?;
@@ -281,7 +279,7 @@ impl PostgresSource {
             if tokio::time::Instant::now() >= deadline {
                 return Err(slot::active(&self.control, &replication.slot).await.with_origin(failure));
             }
-            tokio::time::sleep(SLOT_RELEASE_POLL).await;
+            tokio::time::sleep(slot::RELEASE_POLL).await;
         }
     }
 }
@@ -305,12 +303,16 @@ impl Source for PostgresSource {
         Ok(self.selection().await?.tables.clone())
     }
 
+    /// The timeline is that of the log which is written now: the control file's is the last checkpoint's, and a promoted server makes its first one
+    /// later.
     async fn identity(&self) -> Result<SourceIdentity> {
         let rows = self
             .control
             .ask(
                 "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
-                 (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), pg_catalog.current_database()",
+                 CASE WHEN pg_catalog.pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()) \
+                 ELSE ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END, \
+                 pg_catalog.current_database()",
             )
             .await?;
         let slot = if self.streams() { self.control.config.replication.slot.clone() } else { String::new() };
@@ -334,6 +336,8 @@ impl Source for PostgresSource {
         }
         if let Some(stored) = progress.position {
             self.verify_reached(stored).await?;
+            let timeline = progress.source.as_ref().map_or(now.timeline, |source| source.timeline);
+            timeline::verify_contains(&self.control, stored, timeline, now.timeline).await?;
         }
         self.verify_still_published(progress).await?;
         if self.control.config.replication.manage == Manage::Never {
@@ -408,11 +412,12 @@ impl Source for PostgresSource {
             roots: roots.collect(),
             walsender: session.backend_pid(),
             timeout,
+            probe_after: self.control.config.connection.probe_after,
         };
         self.control.release().await;
         let (reader, writer) = session.into_split();
         let reader = ReadAhead::start(thread, reader);
-        let feedback = Feedback::start(writer, timeout, start.after);
+        let feedback = Feedback::start(writer, timeout, surroundings.silence_max(), start.after);
         Ok(Box::new(PostgresStream::new(
             reader,
             feedback,

@@ -198,7 +198,7 @@ async fn a_stored_position_that_the_server_has_not_reached_is_refused() -> Resul
     };
     handle.apply(Arc::new(nothing)).await?;
     database.execute("INSERT INTO t VALUES (2)").await?;
-    told(&failing(&config, &target).await?, "source.identity_changed")?;
+    told(&failing(&config, &target).await?, "source.history_lost")?;
     Ok(())
 }
 

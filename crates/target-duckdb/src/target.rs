@@ -110,7 +110,9 @@ impl DuckdbTarget {
             let done = progress::verify_epoch(&session, &task, epoch)
                 .and_then(|()| work(&session, &task, &target.config))
                 .inspect_err(|_| session.roll_back())?;
+            failpoint::pass("target.record_before_commit");
             session.commit(&newest, doing)?;
+            failpoint::pass("target.record_after_commit");
             Ok(done)
         })
         .await
@@ -346,6 +348,7 @@ impl Target for DuckdbTarget {
                     Ok(start)
                 };
                 let start = begin().inspect_err(|_| session.roll_back())?;
+                failpoint::pass("target.begin_before_commit");
                 session.commit(&newest, doing)?;
                 Ok(start)
             })
@@ -476,6 +479,7 @@ impl Target for DuckdbTarget {
                 // Others of this process still write; the last of them leaves the file without a log.
                 return Ok(());
             }
+            failpoint::pass("target.before_checkpoint");
             session
                 .execute_batch("CHECKPOINT")
                 .map_err(|failure| refused("writing the file's last checkpoint", failure))

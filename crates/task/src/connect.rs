@@ -28,6 +28,9 @@ pub fn connection_config(connection: &PostgresConnection, application: &str) -> 
     if let Some(timeout) = connection.connect_timeout {
         config.connect_timeout = timeout;
     }
+    if let Some(after) = connection.probe_after {
+        config.probe_after = after;
+    }
     if let Some(mode) = connection.ssl_mode {
         config.tls.mode = match mode {
             RawSslMode::Disable => SslMode::Disable,
@@ -165,6 +168,7 @@ mod tests {
             ssl_key: None,
             ssl_key_password: None,
             connect_timeout: None,
+            probe_after: None,
         }
     }
 

@@ -8,8 +8,8 @@ use crate::connect::connection_config;
 use crate::registry;
 use crate::spec::{PostgresConnection, Spec, TaskSpec};
 
-/// The longest that reading the sample rows of a table may take.
-const SAMPLE_TIMEOUT: &str = "SET statement_timeout = '30s'";
+/// The longest that reading the sample rows of a table may take, and that a lock of others on it is waited for.
+const SAMPLE_TIMEOUT: &str = "SET statement_timeout = '30s'; SET lock_timeout = '5s'";
 
 /// One table as the target would hold it.
 #[derive(Debug)]

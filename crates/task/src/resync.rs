@@ -11,8 +11,10 @@
 use std::collections::BTreeSet;
 
 use pgferry_model::{Code, Cure, Error, Position, Result, TableName, TableState, TaskCommand};
-use pgferry_pipeline::SyncMode;
-use pgferry_source_postgres::error::{SLOT_AHEAD, SLOT_INVALIDATED, SLOT_MISSING};
+use pgferry_pipeline::{SyncMode, failpoint};
+use pgferry_source_postgres::error::{
+    HISTORY_LOST, PUBLICATION_AFTER_SLOT, PUBLICATION_MISSING, SLOT_AHEAD, SLOT_INVALIDATED, SLOT_MISSING,
+};
 
 use crate::registry;
 use crate::slots::{self, Slot};
@@ -20,6 +22,10 @@ use crate::spec::{CONFLICT, Connection, Manage, Spec, TaskSpec};
 
 /// The target holds nothing of the task.
 pub const NOTHING_HELD: Code = Code::new("resync.nothing_held");
+
+/// What says that the log cannot go on from the position: only everything anew helps.
+const LOST: [Code; 6] =
+    [SLOT_MISSING, SLOT_INVALIDATED, SLOT_AHEAD, HISTORY_LOST, PUBLICATION_MISSING, PUBLICATION_AFTER_SLOT];
 
 /// A table that the next run would copy again.
 #[derive(Clone, Debug)]
@@ -32,7 +38,7 @@ pub struct HeldTable {
     pub cut: Option<Position>,
 }
 
-/// A position that no slot can go on from.
+/// A position that no slot can go on from, or that the server has lost.
 #[derive(Debug)]
 pub struct LostPosition {
     /// What the target holds; `None`: none any more.
@@ -75,9 +81,7 @@ pub async fn look(spec: &Spec, task: &TaskSpec, wanted: &[TableName]) -> Result<
     let progress = progress?;
     let lost = match registry::source(spec, task)?.verify_start(&progress).await {
         Ok(()) => None,
-        Err(why)
-            if wanted.is_empty() && [SLOT_MISSING, SLOT_INVALIDATED, SLOT_AHEAD].contains(&why.code()) =>
-        {
+        Err(why) if wanted.is_empty() && LOST.contains(&why.code()) => {
             let slot = old_slot(spec, task).await?;
             let makes_slot = task.replication.manage == Manage::Create;
             Some(LostPosition { position: progress.position, why, slot, makes_slot })
@@ -112,7 +116,9 @@ pub async fn forget(spec: &Spec, task: &TaskSpec, resync: &Resync) -> Result<()>
             return target.forget(None).await;
         }
         for table in &resync.tables {
+            failpoint::pass("resync.before_forget");
             target.forget(Some(&table.name)).await?;
+            failpoint::pass("resync.after_forget");
         }
         Ok(())
     };

@@ -271,6 +271,14 @@ impl RunningFerry {
         self.wait().await
     }
 
+    /// Whether it ends by itself within a time; [`RunningFerry::wait`] tells how.
+    pub async fn ends_within(&mut self, within: Duration) -> Result<bool> {
+        match tokio::time::timeout(within, self.child.wait()).await {
+            Ok(status) => status.map(|_| true).context("cannot wait for the process"),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Waits for its end, at most until its limit.
     pub async fn wait(mut self) -> Result<Outcome> {
         let left = self.limit.saturating_sub(self.started.elapsed());

@@ -79,7 +79,7 @@ struct End {
 }
 
 struct Shared {
-    upstream: SocketAddr,
+    upstream: Mutex<SocketAddr>,
     lanes: Mutex<[Lane; 2]>,
     /// Counts changes of the lanes, to wake those that wait for one.
     changed: watch::Sender<u64>,
@@ -102,7 +102,7 @@ impl Proxy {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("the proxy cannot listen")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: Mutex::new(upstream),
             lanes: Mutex::new([Lane { mode: Mode::Flow, trigger: None }; 2]),
             changed: watch::Sender::new(0),
             end: watch::Sender::new(End::default()),
@@ -116,6 +116,12 @@ impl Proxy {
     /// A proxy in front of a test server.
     pub async fn to(server: &crate::Server) -> Result<Self> {
         Self::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await
+    }
+
+    /// Leads new connections to another server, as an address does that moves in a failover; open ones stay where they are.
+    pub fn lead_to(&self, server: &crate::Server) {
+        let upstream = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()));
+        *self.shared.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
     }
 
     /// Where clients connect.
@@ -199,6 +205,10 @@ impl Drop for Proxy {
 }
 
 impl Shared {
+    fn upstream(&self) -> SocketAddr {
+        *self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lanes(&self) -> MutexGuard<'_, [Lane; 2]> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,7 +268,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 
 /// Serves one connection until both directions have ended or a fault ends it.
 async fn serve(shared: Arc<Shared>, mut client: TcpStream, mut end: watch::Receiver<End>) {
-    let Ok(mut server) = TcpStream::connect(shared.upstream).await else {
+    let Ok(mut server) = TcpStream::connect(shared.upstream()).await else {
         let _dropped = client.set_zero_linger();
         return;
     };

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
 mod bench;
+mod crash;
 mod fuzz;
 mod tidy;
 
@@ -28,6 +29,15 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         root: Option<PathBuf>,
     },
+    /// Kill pgferry again and again while others write, then compare: --seeds A..B, --seconds N and more, see --help after --
+    Crash {
+        /// Build and run with the release profile
+        #[arg(long)]
+        release: bool,
+        /// Arguments of `pgferry-trial crash`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Feed decoders, the wire and the task file with inputs that nobody would send
     Fuzz(fuzz::Options),
     /// Measure pgferry side by side with what else there is (all arguments go to pgferry-bench)
@@ -36,6 +46,7 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Crash { release, arguments } => crash::run(&repository(), release, &arguments),
         Command::Tidy { root } => tidy::run(&root.unwrap_or_else(repository)),
         Command::Fuzz(options) => fuzz::run(&repository(), &options),
         Command::Bench(options) => bench::run(&repository(), &options),

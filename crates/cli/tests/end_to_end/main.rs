@@ -1,7 +1,6 @@
 //! The real program between real servers and a real DuckDB file: what arrives is what the source holds, value by value.
 #![allow(clippy::expect_used, clippy::panic, reason = "tests stop at the first surprise")]
 
-mod crash;
 mod scene;
 mod types;
 mod workload;

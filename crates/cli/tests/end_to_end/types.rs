@@ -3,25 +3,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use pgferry_testkit::types::{self, TypeCase};
+use pgferry_testkit::types;
+use pgferry_trial::duckdb_file::guarded;
+pub(crate) use pgferry_trial::duckdb_file::text_overrides;
 
 use crate::scene::{MAJORS, Scene};
-
-/// Types of which DuckDB's native type does not hold every value.
-fn guarded(case: &TypeCase) -> bool {
-    case.sql_type.starts_with("numeric(")
-        || case.sql_type.ends_with("[]")
-        || case.sql_type.starts_with("timestamp")
-}
-
-/// The entry of the workload's table of every type: guarded columns are carried as text.
-pub(crate) fn text_overrides(major: u32) -> String {
-    let mut entry = "[[tasks.all.tables]]\nsource = \"public.every_type\"\n".to_owned();
-    for case in types::cases(major * 10_000).iter().filter(|case| guarded(case)) {
-        entry.push_str(&format!("columns.{} = {{ type = \"string\" }}\n", case.column));
-    }
-    entry
-}
 
 /// A table per type; a table per value where a value may set its table aside.
 fn tables(major: u32) -> Vec<(String, String, Vec<&'static str>)> {

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use pgferry_model::{Position, Result};
+use pgferry_pipeline::failpoint;
 use pgferry_postgres::SessionWriter;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -43,12 +44,19 @@ pub(crate) struct Feedback {
 }
 
 impl Feedback {
-    /// Starts the task. `timeout` is the server's `wal_sender_timeout`; zero: it has none.
-    pub(crate) fn start(writer: SessionWriter, timeout: Duration, confirmed: Position) -> Self {
+    /// Starts the task. `timeout` is the server's `wal_sender_timeout`; zero: it has none. `silence` is how long nothing may come: within it
+    /// an answer is asked for.
+    pub(crate) fn start(
+        writer: SessionWriter,
+        timeout: Duration,
+        silence: Duration,
+        confirmed: Position,
+    ) -> Self {
         let shared = Arc::new(Shared { received: AtomicU64::new(confirmed.lsn()), reply_now: Notify::new() });
         let (confirmed, heard) = watch::channel(confirmed.lsn());
         let (closing, ending) = watch::channel(false);
-        let task = tokio::spawn(report(writer, Arc::clone(&shared), heard, ending, interval(timeout)));
+        let task =
+            tokio::spawn(report(writer, Arc::clone(&shared), heard, ending, interval(timeout, silence)));
         Feedback { shared, confirmed, closing, task }
     }
 
@@ -92,8 +100,9 @@ impl Feedback {
     }
 }
 
-fn interval(timeout: Duration) -> Duration {
-    if timeout.is_zero() { INTERVAL_MAX } else { (timeout / 4).clamp(INTERVAL_MIN, INTERVAL_MAX) }
+fn interval(timeout: Duration, silence: Duration) -> Duration {
+    let of_server = if timeout.is_zero() { INTERVAL_MAX } else { timeout / 4 };
+    of_server.min(silence / 3).clamp(INTERVAL_MIN, INTERVAL_MAX)
 }
 
 async fn report(
@@ -103,11 +112,19 @@ async fn report(
     mut closing: watch::Receiver<bool>,
     interval: Duration,
 ) -> Result<()> {
-    let mut answer_wanted = false;
+    let (mut answer_wanted, mut told) = (false, *confirmed.borrow());
     loop {
         let flushed = *confirmed.borrow_and_update();
         let received = shared.received.load(Ordering::Relaxed).max(flushed);
+        let news = flushed > told;
+        if news {
+            failpoint::pass("source.before_status");
+        }
         writer.write_copy_data(&status(received, flushed, answer_wanted)).await?;
+        if news {
+            failpoint::pass("source.after_status");
+            told = flushed;
+        }
         answer_wanted = false;
         tokio::select! {
             changed = closing.changed() => {
@@ -149,10 +166,12 @@ mod tests {
 
     #[test]
     fn the_interval_stays_well_within_the_servers_timeout() {
-        assert_eq!(interval(Duration::ZERO), INTERVAL_MAX);
-        assert_eq!(interval(Duration::from_secs(60)), INTERVAL_MAX);
-        assert_eq!(interval(Duration::from_secs(1)), Duration::from_millis(250));
-        assert_eq!(interval(Duration::from_millis(10)), INTERVAL_MIN);
+        let long = Duration::from_secs(45);
+        assert_eq!(interval(Duration::ZERO, long), INTERVAL_MAX);
+        assert_eq!(interval(Duration::from_secs(60), long), INTERVAL_MAX);
+        assert_eq!(interval(Duration::from_secs(1), long), Duration::from_millis(250));
+        assert_eq!(interval(Duration::from_millis(10), long), INTERVAL_MIN);
+        assert_eq!(interval(Duration::ZERO, Duration::from_secs(3)), Duration::from_secs(1));
     }
 
     #[test]

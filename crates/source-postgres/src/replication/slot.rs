@@ -3,6 +3,7 @@
 //! Invariant: a slot whose confirmed position is ahead of what the target holds means lost changes, always: an idle position is stored
 //! in the target before it is confirmed.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pgferry_model::{Error, Position, Result};
@@ -13,6 +14,9 @@ use crate::control::{PostgresControl, column, optional, position};
 use crate::error;
 use crate::refused;
 
+/// How long another holder of the slot may take to let go: our own old connection, after a crash.
+pub(crate) const RELEASE_WITHIN: Duration = Duration::from_secs(15);
+pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(250);
 /// How often a blocked creation says what it waits for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 /// From here on it says besides that it keeps waiting.
@@ -94,10 +98,40 @@ pub(crate) async fn end_stale(control: &PostgresControl, name: &str, walsender: 
     Ok(())
 }
 
-/// Whether a process reads from the slot.
-pub(crate) async fn read_by(control: &PostgresControl, name: &str, walsender: i32) -> Result<bool> {
-    let found = find(control, name).await?;
-    Ok(found.and_then(|slot| slot.active_pid).is_some_and(|pid| pid == walsender.to_string()))
+/// The task's slot once nobody is making it any more. A slot that is being made is there already, and gone again when its maker finds that its
+/// client has left: what is told of it before that means nothing. Our own maker is ended, another one is waited for.
+pub(crate) async fn find_made(control: &PostgresControl, name: &str) -> Result<Option<SlotState>> {
+    let deadline = tokio::time::Instant::now() + RELEASE_WITHIN;
+    let maker = control.slot_maker.load(Ordering::Relaxed).to_string();
+    loop {
+        let found = find(control, name).await?;
+        let ours = |slot: &SlotState| slot.active_pid.as_ref() == Some(&maker);
+        match &found {
+            Some(slot) if ours(slot) => {
+                end_stale(control, name, control.slot_maker.load(Ordering::Relaxed)).await?;
+            }
+            Some(slot) if slot.active_pid.is_some() && slot.confirmed.is_none() => {}
+            _ => return Ok(found),
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(active(control, name).await);
+        }
+        tokio::time::sleep(RELEASE_POLL).await;
+    }
+}
+
+/// Whether a process reads from the slot and works: it neither waits for the client, nor for more log with everything sent. One that only
+/// waits would have answered our questions; without `wal_sender_timeout` it waits for ever.
+pub(crate) async fn works_for(control: &PostgresControl, name: &str, walsender: i32) -> Result<bool> {
+    let rows = control
+        .ask(&format!(
+            "SELECT FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+             WHERE s.slot_name = {} AND a.pid = {walsender} AND coalesce(a.wait_event, '') NOT IN \
+             ('ClientRead', 'ClientWrite', 'WalSenderMain', 'WalSenderWaitForWAL', 'WalSenderWaitForWal', 'WalSenderWriteData')",
+            quote_literal(name)
+        ))
+        .await?;
+    Ok(!rows.is_empty())
 }
 
 impl SlotState {
@@ -132,6 +166,9 @@ pub(crate) async fn create(
         quote_identifier(name)
     );
     let (pid, started) = (session.backend_pid(), tokio::time::Instant::now());
+    if !temporary {
+        control.slot_maker.store(pid, Ordering::Relaxed);
+    }
     let creating = session.simple_query(&statement);
     tokio::pin!(creating);
     let rows = loop {
@@ -143,9 +180,7 @@ pub(crate) async fn create(
             () = tokio::time::sleep(SAY_EVERY) => say_blocked(control, pid, started.elapsed()).await,
         }
     };
-    if !temporary {
-        failpoint::pass("source.after_slot_created");
-    }
+    failpoint::pass(if temporary { "source.after_cut_created" } else { "source.after_slot_created" });
     Ok((column(&rows, 0, 2)?, position(&column(&rows, 0, 1)?)?))
 }
 

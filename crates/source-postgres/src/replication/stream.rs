@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pgferry_model::{Cure, Error, Position, Result, TableId};
-use pgferry_pipeline::{Assembler, ChangeStream, Filled};
+use pgferry_pipeline::{Assembler, ChangeStream, Filled, failpoint};
 use pgferry_postgres::ReadAhead;
 
 use super::feedback::Feedback;
@@ -49,14 +49,15 @@ pub(crate) struct Surroundings {
     pub(crate) walsender: i32,
     /// The server's `wal_sender_timeout`; zero: it has none.
     pub(crate) timeout: Duration,
+    /// The connection's `probe_after`.
+    pub(crate) probe_after: Duration,
 }
 
 impl Surroundings {
-    fn silence_max(&self) -> Duration {
-        if self.timeout.is_zero() {
-            return SILENCE_MAX;
-        }
-        (self.timeout * 3 / 4).clamp(SILENCE_MIN, SILENCE_MAX)
+    /// How long nothing may come before it is asked whether the other side still works.
+    pub(crate) fn silence_max(&self) -> Duration {
+        let of_server = if self.timeout.is_zero() { SILENCE_MAX } else { self.timeout * 3 / 4 };
+        of_server.clamp(SILENCE_MIN, SILENCE_MAX).min(self.probe_after)
     }
 }
 
@@ -144,6 +145,7 @@ impl PostgresStream {
             return Ok(None);
         }
         let flow = self.transactions.resume(assembler)?;
+        failpoint::pass("source.spool_replayed");
         let stops = self.stops(flow, assembler) || self.transactions.pending();
         Ok(stops.then_some(Filled::Stopped))
     }
@@ -215,8 +217,7 @@ impl PostgresStream {
     }
 
     /// Reads what comes. Feedback asks for an answer every few seconds, so silence has a reason: the server decodes something large that is
-    /// none of ours, or the connection is dead and nobody told. The server knows which: a reader that it no longer hears is ended after
-    /// `wal_sender_timeout`. Cancel-safe.
+    /// none of ours, or the connection is dead and nobody told. The server knows which: its process works, or it waits. Cancel-safe.
     async fn read(&mut self) -> Result<usize> {
         let silence_max = self.surroundings.silence_max();
         loop {
@@ -228,12 +229,12 @@ impl PostgresStream {
                 Ok(read) => return read,
                 Err(_) => {
                     let slot = &self.surroundings.control.config.replication.slot;
-                    let lives =
-                        super::slot::read_by(&self.surroundings.control, slot, self.surroundings.walsender)
+                    let works =
+                        super::slot::works_for(&self.surroundings.control, slot, self.surroundings.walsender)
                             .await?;
                     self.surroundings.control.release().await;
-                    if !lives {
-                        return Err(ended());
+                    if !works {
+                        return Err(silent(silence_max));
                     }
                 }
             }
@@ -257,6 +258,9 @@ impl ChangeStream for PostgresStream {
                 tokio::task::yield_now().await;
             }
             return Ok(filled);
+        }
+        if self.transactions.amid() {
+            failpoint::pass("source.mid_transaction");
         }
         if let Some(trouble) = self.surroundings.watch.take() {
             return Err(trouble);
@@ -320,6 +324,17 @@ fn ended() -> Error {
     Error::transient(error::STREAM_ENDED, "the server ended the change stream")
         .with_cause("it was restarted, or the session was ended by a person, a timeout or the network")
         .with_cure(Cure::advice("nothing: the task connects again and goes on where the target stands"))
+}
+
+fn silent(silence: Duration) -> Error {
+    Error::transient(
+        error::STREAM_ENDED,
+        format!("the change stream is dead: nothing came for {:.1} s", silence.as_secs_f32()),
+    )
+    .with_cause(
+        "the server's process waits or has ended, and its answers do not arrive: the way between is cut",
+    )
+    .with_cure(Cure::advice("nothing: the task connects again and goes on where the target stands"))
 }
 
 fn malformed(what: &str) -> Error {

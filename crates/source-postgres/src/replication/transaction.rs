@@ -172,6 +172,11 @@ impl Transactions {
         matches!(self.state, State::Open { .. } | State::Replaying(_))
     }
 
+    /// Whether what comes next goes on with something: a transaction, or a part of one that is not committed yet.
+    pub fn amid(&self) -> bool {
+        !matches!(self.state, State::Between)
+    }
+
     /// The tables and their columns, and the questions about them.
     pub fn relations(&mut self) -> &mut RelationCache {
         &mut self.relations

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use pgferry_model::{Batch, CellFormat, Cure, Error, Result, Table};
+use pgferry_model::{CellFormat, Cure, Error, Result, Table};
 use pgferry_pipeline::{RowSender, failpoint};
 use pgferry_postgres::{Session, quote_identifier};
 
@@ -68,7 +68,7 @@ pub(crate) async fn copy_rows(
     session.copy_out(statement).await?;
     let (rows_max, bytes_max) = (out.batch_rows_max(), out.batch_bytes_max());
     let mut rows = BinaryRows::new(formats);
-    let mut batch = Batch::new(Arc::clone(table));
+    let mut batch = out.empty_batch(table);
     loop {
         while let Some(frame) = session.peek_frame()? {
             let done = match frame.tag {
@@ -90,7 +90,7 @@ pub(crate) async fn copy_rows(
             }
             if batch.len() >= rows_max || batch.bytes() >= bytes_max {
                 failpoint::pass("source.mid_copy");
-                let next = out.empty_batch(table, &batch);
+                let next = out.empty_batch(table);
                 out.send(std::mem::replace(&mut batch, next)).await?;
             }
         }

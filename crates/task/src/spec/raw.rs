@@ -64,6 +64,9 @@ pub struct RawPostgres {
     pub ssl_key_password: Option<SecretSource>,
     /// The longest wait for a connection. Default: `10s`.
     pub connect_timeout: Option<Span>,
+    /// How long a server that owes an answer may say nothing before it is asked, on a new connection, whether it still works on it.
+    /// A server that works is waited for; a connection of which nothing comes any more is given up. Default: `15s`.
+    pub probe_after: Option<Span>,
 }
 
 /// A DuckDB file.

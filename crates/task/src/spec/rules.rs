@@ -83,12 +83,10 @@ pub(super) fn postgres(path: &str, raw: &RawPostgres, faults: &mut Vec<Fault>) {
             Fault::new(CONFLICT, format!("{path}.ssl_root_cert"), "this ssl_mode does not verify the server");
         faults.push(fault.cure("write `ssl_mode = \"verify-full\"`, or remove `ssl_root_cert`"));
     }
-    if raw.connect_timeout.is_some_and(|timeout| timeout.0.is_zero()) {
-        faults.push(Fault::new(
-            INVALID_VALUE,
-            format!("{path}.connect_timeout"),
-            "a timeout is longer than 0",
-        ));
+    for (key, time) in [("connect_timeout", &raw.connect_timeout), ("probe_after", &raw.probe_after)] {
+        if time.as_ref().is_some_and(|time| time.0.is_zero()) {
+            faults.push(Fault::new(INVALID_VALUE, format!("{path}.{key}"), "a timeout is longer than 0"));
+        }
     }
 }
 

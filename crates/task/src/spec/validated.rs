@@ -105,6 +105,8 @@ pub struct PostgresConnection {
     pub ssl_key_password: Option<SecretSource>,
     /// The longest wait for a connection; `None`: what the URL says, or 10 s.
     pub connect_timeout: Option<Duration>,
+    /// How long a server that owes an answer may say nothing before it is asked why; `None`: 15 s.
+    pub probe_after: Option<Duration>,
 }
 
 /// A DuckDB file.
@@ -283,6 +285,7 @@ fn postgres(
         ssl_key: in_folder(&raw.ssl_key),
         ssl_key_password: raw.ssl_key_password.as_ref().map(|source| secret(source, folder)),
         connect_timeout: raw.connect_timeout.map(|span| span.0),
+        probe_after: raw.probe_after.map(|span| span.0),
     })
 }
 

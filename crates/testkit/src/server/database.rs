@@ -30,6 +30,11 @@ impl Database {
         Ok(Self { server: server.clone(), name })
     }
 
+    /// The same database on a server that was copied from its own: a standby, promoted or not.
+    pub fn on(&self, server: &Server) -> Self {
+        Self { server: server.clone(), name: self.name.clone() }
+    }
+
     /// The database's name; it needs no quoting.
     pub fn name(&self) -> &str {
         &self.name

@@ -38,8 +38,12 @@ impl Server {
         self.0.installation.give(&folder)?;
         self.copy_data(&primary, &folder.join("data")).await?;
         let socket = self.socket_dir();
-        let from =
-            format!("host={} port={} user=postgres application_name={slot}", socket.display(), self.port());
+        let from = format!(
+            // Slots are synchronized (17+) over a connection to a database.
+            "host={} port={} user=postgres dbname=postgres application_name={slot}",
+            socket.display(),
+            self.port()
+        );
         let installation = self.0.installation.clone();
         let follow = move |data: &Path| follow(&installation, data, &from, &slot);
         let base = ServerOptions { tls: false, ..options };

@@ -2,7 +2,7 @@
 //!
 //! - `pipeline` names no database and holds no SQL: the engine knows sources and targets by their contracts only
 //! - `model` does no I/O
-//! - only `cli` prints (and build scripts, `xtask`, `bench`, `fuzz` and `testkit`, which developers see and users do not)
+//! - only `cli` prints (and build scripts, `xtask`, `bench`, `fuzz`, `trial` and `testkit`, which developers see and users do not)
 //! - product code has no `unwrap()` and `expect(…)`: every failure has a code, a cause and a cure
 
 use super::Finding;
@@ -54,7 +54,9 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
                 &mut findings,
             );
         }
-        if !matches!(krate, "xtask" | "testkit" | "bench" | "fuzz") && !file.path.ends_with("/build.rs") {
+        if !matches!(krate, "xtask" | "testkit" | "bench" | "fuzz" | "trial")
+            && !file.path.ends_with("/build.rs")
+        {
             let cure = "return an error with a code, or make the state impossible by its type";
             calls(file, rust, UNWRAPPING, "(", "may panic", cure, &mut findings);
         }
@@ -107,7 +109,7 @@ fn no_input_output(file: &File, rust: &Rust, findings: &mut Vec<Finding>) {
 }
 
 fn may_print(path: &str, krate: &str) -> bool {
-    matches!(krate, "cli" | "xtask" | "testkit" | "bench" | "fuzz") || path.ends_with("/build.rs")
+    matches!(krate, "cli" | "xtask" | "testkit" | "bench" | "fuzz" | "trial") || path.ends_with("/build.rs")
 }
 
 /// Finds `name` followed by `then` outside tests; for `(` only method calls, `.name(`.

@@ -1,6 +1,7 @@
 //! Rule `floor`: crates depend only downwards, on the edges of one list.
 //!
-//! Development dependencies follow the same list, but may also name the test kit, from anywhere above `model`.
+//! Development dependencies follow the same list, but may also name the test kit, from anywhere above `model`, and,
+//! from the program's own crate, the trials of the program.
 
 use std::path::Path;
 use std::process::Command;
@@ -67,11 +68,25 @@ const EDGES: &[(&str, &[&str])] = &[
             TESTKIT,
         ],
     ),
+    (
+        TRIAL,
+        &[
+            "pgferry-model",
+            "pgferry-pipeline",
+            "pgferry-postgres",
+            "pgferry-source-postgres",
+            "pgferry-target-duckdb",
+            "pgferry-task",
+            TESTKIT,
+        ],
+    ),
     ("xtask", &["pgferry-model", "pgferry-pipeline", "pgferry-postgres", "pgferry-task", TESTKIT]),
 ];
 
 const TESTKIT: &str = "pgferry-testkit";
+const TRIAL: &str = "pgferry-trial";
 const LOWEST: &str = "pgferry-model";
+const HIGHEST: &str = "pgferry-cli";
 
 /// What `cargo metadata --no-deps` says about the workspace at `root`.
 pub(crate) fn metadata(root: &Path) -> anyhow::Result<Value> {
@@ -109,7 +124,8 @@ pub(crate) fn check(tree: &Tree, metadata: &Value) -> Vec<Finding> {
         for dependency in list(package, "dependencies") {
             let to = text(dependency, "name");
             let kind = dependency.get("kind").and_then(Value::as_str).unwrap_or("normal");
-            let for_tests = kind == "dev" && to == TESTKIT && name != LOWEST;
+            let for_tests =
+                kind == "dev" && ((to == TESTKIT && name != LOWEST) || (to == TRIAL && name == HIGHEST));
             if !members.contains(&to) || allowed.contains(&to) || for_tests {
                 continue;
             }

@@ -1,0 +1,59 @@
+//! What a kind of target gives to be tried; all the rest of a trial is the same for every kind.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use pgferry_model::{Progress, TableName};
+use pgferry_task::{registry, spec};
+
+use crate::duckdb_file::DuckdbFile;
+
+/// The kinds of targets that can be tried.
+pub const KINDS: &[&str] = &["duckdb"];
+
+/// One task's fresh place in a target: a file, a database, a set of topics. What it made is gone when it is dropped.
+#[async_trait]
+pub trait TargetPlace: Send + Sync {
+    /// The lines of its connection in the task file, `kind = …` first. Paths are relative to the scene's folder.
+    fn connection(&self) -> String;
+
+    /// Entries of the task `all` for the workload's tables, where the target holds some of their values only in another type.
+    fn workload_entries(&self, _major: u32) -> String {
+        String::new()
+    }
+
+    /// Whether two different texts of a cell name one value of the target.
+    fn same_value(&self, _source: &str, _target: &str) -> bool {
+        false
+    }
+
+    /// What the target holds of the scene's task while no pgferry runs. It must leave the place as it is: what a killed process left
+    /// is for the next one to find.
+    async fn held(&self, folder: &Path) -> Result<Option<Progress>> {
+        held(&folder.join("task.toml")).await
+    }
+
+    /// What is beside the tables of a task that has ended well and should not be there, a line each. `tables`: all that it carries,
+    /// as the target names them.
+    async fn leftovers(&self, folder: &Path, tables: &[TableName]) -> Result<Vec<String>>;
+}
+
+/// A new place in a target of a kind.
+pub async fn place(kind: &str) -> Result<Arc<dyn TargetPlace>> {
+    match kind {
+        "duckdb" => Ok(Arc::new(DuckdbFile)),
+        other => bail!("no target of kind {other} can be tried; kinds: {}", KINDS.join(", ")),
+    }
+}
+
+/// What the target of a task file's only task holds of it.
+pub async fn held(task_file: &Path) -> Result<Option<Progress>> {
+    let spec = spec::read_file(task_file).map_err(|faults| anyhow::anyhow!("{faults:?}"))?;
+    let task = spec.tasks.first().context("the task file has a task")?;
+    let target = registry::target(&spec, task).await?;
+    let held = target.held(&task.id).await;
+    target.close().await?;
+    Ok(held?)
+}
