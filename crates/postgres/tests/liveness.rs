@@ -1,5 +1,12 @@
 //! A silent server is waited for where it works and given up where nothing can come of it, on real servers behind a proxy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
 use std::time::{Duration, Instant};
 
 use pgferry_model::Error;
