@@ -134,7 +134,15 @@ async fn watch(monitor: Arc<Monitor>, follow: Option<u64>, stop: CancellationTok
 }
 
 fn print(seen: &mut Seen) {
-    println!("applying={:.4} closing={:.4}", seen.applying.as_secs_f64(), seen.closing.as_secs_f64());
+    for (name, time) in [
+        ("preparing", seen.preparing),
+        ("beginning", seen.beginning),
+        ("loading", seen.loading),
+        ("applying", seen.applying),
+        ("closing", seen.closing),
+    ] {
+        println!("{name}={:.4}", time.as_secs_f64());
+    }
     seen.ages_us.sort_unstable();
     let ages = &seen.ages_us;
     let at = |part: f64| {

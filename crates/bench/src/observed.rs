@@ -21,6 +21,12 @@ pub(crate) struct Seen {
     pub(crate) ages_us: Vec<i64>,
     /// In `apply`, all deliveries together.
     pub(crate) applying: Duration,
+    /// In `prepare_all`.
+    pub(crate) preparing: Duration,
+    /// In `begin_copies`.
+    pub(crate) beginning: Duration,
+    /// In `load_tables`, all of them together.
+    pub(crate) loading: Duration,
     /// In `close`, with its checkpoint.
     pub(crate) closing: Duration,
 }
@@ -68,6 +74,31 @@ impl Target for Observed {
 
     async fn prepare(&self, plan: &TablePlan) -> Result<()> {
         self.inner.prepare(plan).await
+    }
+
+    async fn prepare_all(&self, plans: &[TablePlan]) -> Result<()> {
+        let started = Instant::now();
+        let prepared = self.inner.prepare_all(plans).await;
+        self.seen.lock().preparing += started.elapsed();
+        prepared
+    }
+
+    async fn begin_copies(&self, tables: &[Arc<Table>], mark: CopyMark) -> Result<()> {
+        let started = Instant::now();
+        let begun = self.inner.begin_copies(tables, mark).await;
+        self.seen.lock().beginning += started.elapsed();
+        begun
+    }
+
+    async fn load_tables(&self, tables: Vec<(ChunkRows, TableState)>) -> Result<Vec<u64>> {
+        let started = Instant::now();
+        let loaded = self.inner.load_tables(tables).await;
+        self.seen.lock().loading += started.elapsed();
+        loaded
+    }
+
+    async fn set_states(&self, tables: &[Arc<Table>], state: TableState) -> Result<()> {
+        self.inner.set_states(tables, state).await
     }
 
     async fn begin_copy(&self, table: &Arc<Table>, mark: CopyMark) -> Result<()> {

@@ -85,7 +85,25 @@ async fn snapshot(
         let title = format!("snapshot into {target}");
         report.runs(&title, "rows", shape.tables * shape.rows, &names, &runs);
         compare(report, &title, &runs, &names[0], &names[1]);
+        if target == "DuckDB" {
+            parts(report, &names[1], &runs)?;
+        }
     }
+    Ok(())
+}
+
+/// Where the time of many tables goes.
+fn parts(report: &mut Report, name: &str, runs: &Runs) -> Result<()> {
+    let mut shown = Vec::new();
+    for (part, figure) in [
+        ("preparing", "preparing"),
+        ("starting the copies", "beginning"),
+        ("loading small tables, all workers", "loading"),
+        ("checkpoint and close", "closing"),
+    ] {
+        shown.push(format!("{part} {:.2} s", figures(&runs[name], figure)?.0));
+    }
+    report.note(&format!("{name}: {}.", shown.join(", ")));
     Ok(())
 }
 
@@ -136,7 +154,7 @@ async fn start(
     backlog.begin().await?;
     let (mut runs, name) = (Runs::new(), "start");
     for _ in 0..effort.rounds {
-        backlog.read(name, &mut runs).await?;
+        backlog.read_with(name, &["--follow", "0"], &mut runs).await?;
     }
     backlog.end().await?;
     let (middle, low, high) = figures(&runs[name], "seconds")?;

@@ -9,6 +9,8 @@
 //! Invariants: a table's cut is stored before its first row; a chunk and its record are one commit; a table takes changes only
 //! when all of its chunks are durable; a table that breaks, or that this snapshot no longer shows, stops neither the other tables nor
 //! its workers: the one is set aside, the other is copied again under the next snapshot.
+//!
+//! Small tables are loaded many at a time: a commit costs the same for a thousand rows as for a million.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,9 +24,15 @@ use tokio_util::sync::CancellationToken;
 use crate::deliver::Courier;
 use crate::retry::Retry;
 use crate::{
-    Chunk, ChunkRows, CopyMark, Phase, Snapshot, SnapshotNeed, Source, SyncMode, budget, error, failpoint,
-    rows_between,
+    Chunk, ChunkRows, CopyMark, Phase, RowSender, Snapshot, SnapshotNeed, Source, SyncMode, budget, error,
+    failpoint, rows_between,
 };
+
+/// A table of at most so many bytes, in one chunk, is loaded together with others.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// How much is loaded together: so many bytes, so many tables.
+const TOGETHER_BYTES_MAX: u64 = 8 << 20;
+const TOGETHER_TABLES_MAX: usize = 64;
 
 /// What a copy was.
 pub(crate) struct Copied {
@@ -151,10 +159,11 @@ async fn begin(
     let mark = CopyMark { cut: snapshot.cut(), stream_start };
     let mut planned: Vec<Vec<Chunk>> = Vec::with_capacity(tables.len());
     let mut broken = HashMap::new();
+    let all: Vec<Arc<Table>> = tables.iter().map(|table| Arc::clone(table)).collect();
+    failpoint::pass("handover.before_begin_copy");
+    courier.target.begin_copies(&all, mark).await?;
+    failpoint::pass("handover.after_begin_copy");
     for table in tables {
-        failpoint::pass("handover.before_begin_copy");
-        courier.target.begin_copy(table, mark).await?;
-        failpoint::pass("handover.after_begin_copy");
         let chunks = match snapshot.plan(table).await {
             Ok(chunks) => chunks,
             Err(failure)
@@ -181,54 +190,80 @@ async fn begin(
     Ok(Work { chunks, open, broken, postponed: HashMap::new() })
 }
 
+fn is_small(chunk: &Chunk) -> bool {
+    chunk.count == 1 && chunk.bytes <= SMALL_BYTES_MAX
+}
+
 impl Copy<'_> {
     /// Loads chunks until there is none left, someone asks to stop, or one fails for good.
     async fn worker(&self) -> Result<()> {
         let mut retry = Retry::new(&self.courier.settings);
-        while let Some(chunk) = self.next_chunk() {
-            loop {
-                let Err(failure) = self.load(&chunk).await else {
-                    break;
-                };
-                if self.stop.is_cancelled() {
-                    return Ok(());
-                }
-                if failure.class() == Class::TableBroken && !self.courier.settings.stop_on_table_error {
-                    self.set_aside(&chunk.table, failure).await?;
-                    break;
-                }
-                let lost = failure.code() == error::SNAPSHOT_LOST;
-                if lost && failure.table().is_some() {
-                    self.work.lock().postponed.insert(chunk.table.id, failure);
-                    break;
-                }
-                let wait = if lost { Err(failure) } else { retry.after(failure, self.chunks_done()) };
-                let wait = match wait {
-                    Ok(wait) => wait,
-                    Err(failure) => {
-                        self.work.lock().chunks.clear();
-                        return Err(failure);
-                    }
-                };
-                self.courier.monitor.retries.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(wait).await;
+        loop {
+            let mut chunks = self.next_chunks();
+            if chunks.is_empty() {
+                return Ok(());
             }
+            if chunks.len() > 1 {
+                chunks = self.load_together(chunks).await?;
+            }
+            for chunk in chunks {
+                self.load_alone(&chunk, &mut retry).await?;
+            }
+        }
+    }
+
+    /// Loads a chunk until it is loaded, its table is set aside or postponed, or someone asks to stop.
+    async fn load_alone(&self, chunk: &Chunk, retry: &mut Retry) -> Result<()> {
+        while !self.stop.is_cancelled() {
+            let Err(failure) = self.load(chunk).await else {
+                return Ok(());
+            };
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            if failure.class() == Class::TableBroken && !self.courier.settings.stop_on_table_error {
+                return self.set_aside(&chunk.table, failure).await;
+            }
+            let lost = failure.code() == error::SNAPSHOT_LOST;
+            if lost && failure.table().is_some() {
+                self.work.lock().postponed.insert(chunk.table.id, failure);
+                return Ok(());
+            }
+            let wait = if lost { Err(failure) } else { retry.after(failure, self.chunks_done()) };
+            let wait = match wait {
+                Ok(wait) => wait,
+                Err(failure) => {
+                    self.work.lock().chunks.clear();
+                    return Err(failure);
+                }
+            };
+            self.courier.monitor.retries.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
         }
         Ok(())
     }
 
-    fn next_chunk(&self) -> Option<Chunk> {
+    /// The next chunk, or small tables that are loaded together. None: there is nothing left, or someone asks to stop.
+    fn next_chunks(&self) -> Vec<Chunk> {
         let mut work = self.work.lock();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
         if self.stop.is_cancelled() {
-            return None;
+            return taken;
         }
-        loop {
-            let chunk = work.chunks.pop()?;
+        while let Some(next) = work.chunks.last() {
+            let fits = bytes + next.bytes <= TOGETHER_BYTES_MAX && taken.len() < TOGETHER_TABLES_MAX;
+            let together = fits && is_small(next) && taken.iter().all(is_small);
+            if !taken.is_empty() && !together {
+                break;
+            }
+            let Some(chunk) = work.chunks.pop() else { break };
             let id = chunk.table.id;
             if !work.broken.contains_key(&id) && !work.postponed.contains_key(&id) {
-                return Some(chunk);
+                bytes += chunk.bytes;
+                taken.push(chunk);
             }
         }
+        taken
     }
 
     fn chunks_done(&self) -> u64 {
@@ -236,23 +271,9 @@ impl Copy<'_> {
     }
 
     async fn load(&self, chunk: &Chunk) -> Result<()> {
-        self.set_state(&chunk.table, TableState::Copying);
-        let formats: Vec<CellFormat> = chunk
-            .table
-            .columns
-            .iter()
-            .map(|column| self.courier.target.snapshot_format(&chunk.table, column))
-            .collect();
-        let (sender, receiver) = rows_between();
-        let sender = sender.limited(self.courier.settings.batch_rows_max, self.batch_bytes_max);
-        let copying = async {
-            tokio::select! {
-                copied = self.snapshot.copy(chunk, &formats, sender) => copied,
-                () = self.stop.cancelled() => Ok(0),
-            }
-        };
-        let loading = self.courier.target.load(ChunkRows { chunk: chunk.clone(), rows: receiver });
-        let (read, loaded) = tokio::join!(copying, loading);
+        let (sender, rows) = self.way(chunk);
+        let loading = self.courier.target.load(rows);
+        let (read, loaded) = tokio::join!(self.read(chunk, sender), loading);
         let rows = match (read, loaded) {
             (Ok(_), Ok(rows)) => rows,
             // The loader's own failure is the cause where the reader only lost its other end, and the other way round.
@@ -264,7 +285,76 @@ impl Copy<'_> {
         self.chunk_done(chunk, rows).await
     }
 
+    fn way(&self, chunk: &Chunk) -> (RowSender, ChunkRows) {
+        let (sender, rows) = rows_between();
+        let sender = sender.limited(self.courier.settings.batch_rows_max, self.batch_bytes_max);
+        (sender, ChunkRows { chunk: chunk.clone(), rows })
+    }
+
+    async fn read(&self, chunk: &Chunk, sender: RowSender) -> Result<u64> {
+        self.set_state(&chunk.table, TableState::Copying);
+        let format = |column| self.courier.target.snapshot_format(&chunk.table, column);
+        let formats: Vec<CellFormat> = chunk.table.columns.iter().map(format).collect();
+        tokio::select! {
+            copied = self.snapshot.copy(chunk, &formats, sender) => copied,
+            () = self.stop.cancelled() => Ok(0),
+        }
+    }
+
+    /// Loads small tables and their states together. Returns those that have to be loaded on their own, where their errors are seen to.
+    async fn load_together(&self, mut chunks: Vec<Chunk>) -> Result<Vec<Chunk>> {
+        let (mut senders, mut tables) = (Vec::new(), Vec::new());
+        for chunk in &chunks {
+            let (sender, rows) = self.way(chunk);
+            senders.push(sender);
+            tables.push((rows, self.state_after(&chunk.table)));
+        }
+        let copying = async {
+            for (chunk, sender) in chunks.iter().zip(senders) {
+                // What comes after a failure has no sender any more, so nothing of it is loaded.
+                self.read(chunk, sender).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        let (read, loaded) = tokio::join!(copying, self.courier.target.load_tables(tables));
+        let loaded = match (read, loaded) {
+            (_, Ok(loaded)) => loaded,
+            (Err(failure), Err(_)) | (Ok(()), Err(failure)) => {
+                tracing::debug!(code = failure.code().as_str(), "tables are loaded one by one: {failure}");
+                return Ok(chunks);
+            }
+        };
+        failpoint::pass("handover.after_chunk");
+        failpoint::pass("handover.before_copied");
+        let rest = chunks.split_off(loaded.len().min(chunks.len()));
+        for (chunk, rows) in chunks.iter().zip(loaded) {
+            if self.count(chunk, rows) {
+                self.set_state(&chunk.table, self.state_after(&chunk.table));
+            }
+        }
+        failpoint::pass("handover.after_copied");
+        Ok(rest)
+    }
+
+    /// A table's state when all of its chunks are durable.
+    fn state_after(&self, table: &Table) -> TableState {
+        let follows = self.courier.settings.sync_mode != SyncMode::Snapshot && !table.key.is_empty();
+        if follows { TableState::CatchingUp } else { TableState::Copied }
+    }
+
     async fn chunk_done(&self, chunk: &Chunk, rows: u64) -> Result<()> {
+        if self.count(chunk, rows) {
+            let state = self.state_after(&chunk.table);
+            failpoint::pass("handover.before_copied");
+            self.courier.target.set_state(&chunk.table, state.clone()).await?;
+            failpoint::pass("handover.after_copied");
+            self.set_state(&chunk.table, state);
+        }
+        Ok(())
+    }
+
+    /// Counts a durable chunk. Returns whether it was its table's last.
+    fn count(&self, chunk: &Chunk, rows: u64) -> bool {
         if let Some(monitor) = self.courier.monitor.table(chunk.table.id.index()) {
             monitor.rows_copied.fetch_add(rows, Ordering::Relaxed);
             monitor.bytes_copied.fetch_add(chunk.bytes, Ordering::Relaxed);
@@ -272,22 +362,10 @@ impl Copy<'_> {
         }
         metrics::counter!("pgferry_snapshot_rows_total", "task" => self.courier.task.to_string())
             .increment(rows);
-        let last = {
-            let mut work = self.work.lock();
-            let open = work.open.entry(chunk.table.id).or_insert(1);
-            *open = open.saturating_sub(1);
-            *open == 0 && !work.broken.contains_key(&chunk.table.id)
-        };
-        if last {
-            let follows =
-                self.courier.settings.sync_mode != SyncMode::Snapshot && !chunk.table.key.is_empty();
-            let state = if follows { TableState::CatchingUp } else { TableState::Copied };
-            failpoint::pass("handover.before_copied");
-            self.courier.target.set_state(&chunk.table, state.clone()).await?;
-            failpoint::pass("handover.after_copied");
-            self.set_state(&chunk.table, state);
-        }
-        Ok(())
+        let mut work = self.work.lock();
+        let open = work.open.entry(chunk.table.id).or_insert(1);
+        *open = open.saturating_sub(1);
+        *open == 0 && !work.broken.contains_key(&chunk.table.id)
     }
 
     async fn set_aside(&self, table: &Arc<Table>, failure: Error) -> Result<()> {

@@ -189,23 +189,33 @@ impl Run<'_> {
     /// somebody else's, and no copy may touch them.
     async fn prepare(&mut self, tables: &[Arc<Table>], progress: &mut Progress) -> Result<()> {
         let settings = self.courier.settings.clone();
-        for table in tables {
-            if progress
-                .table(&table.name)
-                .is_some_and(|known| matches!(known.state, TableState::Broken { .. }))
-            {
-                continue;
-            }
-            let plan = TablePlan {
-                table: Arc::clone(table),
-                if_exists: settings.if_target_exists_for(&table.name),
-                deletes: settings.deletes,
-            };
+        let plan = |table: &Arc<Table>| TablePlan {
+            table: Arc::clone(table),
+            if_exists: settings.if_target_exists_for(&table.name),
+            deletes: settings.deletes,
+        };
+        let broken = |known: &TableProgress| matches!(known.state, TableState::Broken { .. });
+        let lost = |table: &Table, progress: &Progress| {
             let follows = |known: &TableProgress| known.state.takes_changes() && table.key.is_empty();
-            let lost =
-                settings.sync_mode != SyncMode::Snapshot && progress.table(&table.name).is_some_and(follows);
-            let prepared =
-                if lost { Err(evolve::key_lost(table)) } else { self.courier.target.prepare(&plan).await };
+            settings.sync_mode != SyncMode::Snapshot && progress.table(&table.name).is_some_and(follows)
+        };
+        let wanted: Vec<&Arc<Table>> =
+            tables.iter().filter(|table| !progress.table(&table.name).is_some_and(broken)).collect();
+        let plans: Vec<TablePlan> =
+            wanted.iter().filter(|table| !lost(table, progress)).map(|table| plan(table)).collect();
+        let together = match self.courier.target.prepare_all(&plans).await {
+            Ok(()) => true,
+            Err(failure) if failure.class() == Class::TableBroken => false,
+            Err(failure) => return Err(failure),
+        };
+        for table in wanted {
+            let prepared = if lost(table, progress) {
+                Err(evolve::key_lost(table))
+            } else if together {
+                Ok(())
+            } else {
+                self.courier.target.prepare(&plan(table)).await
+            };
             match prepared {
                 Ok(()) => {}
                 Err(failure) if failure.class() == Class::TableBroken && !settings.stop_on_table_error => {
@@ -238,13 +248,15 @@ impl Run<'_> {
                 }
             }
         };
-        for table in tables.iter().filter(|table| !table.key.is_empty()) {
-            let new = |known: &TableProgress| {
-                known.cut.is_none() && !matches!(known.state, TableState::Broken { .. })
-            };
-            if progress.table(&table.name).is_none_or(new) {
-                target.set_state(table, TableState::CatchingUp).await?;
-            }
+        let new =
+            |known: &TableProgress| known.cut.is_none() && !matches!(known.state, TableState::Broken { .. });
+        let following: Vec<Arc<Table>> = tables
+            .iter()
+            .filter(|table| !table.key.is_empty() && progress.table(&table.name).is_none_or(new))
+            .cloned()
+            .collect();
+        if !following.is_empty() {
+            target.set_states(&following, TableState::CatchingUp).await?;
         }
         tracing::debug!(%position, "changes only");
         Ok(Copied { cut: None, set_aside: Vec::new(), stopped: false })

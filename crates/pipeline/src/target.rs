@@ -155,16 +155,61 @@ pub trait Target: Send + Sync {
     /// replaces it: then that task does not know it any more.
     async fn prepare(&self, plan: &TablePlan) -> Result<()>;
 
+    /// [`Target::prepare`] for many tables. A target that commits at a price does it in one commit; an error then leaves nothing behind, and
+    /// each table is prepared on its own.
+    async fn prepare_all(&self, plans: &[TablePlan]) -> Result<()> {
+        for plan in plans {
+            self.prepare(plan).await?;
+        }
+        Ok(())
+    }
+
     /// Starts a copy of a table: in one commit, what an unfinished copy of this task left is gone, chunk records too, the cut is
     /// stored and the state is `copying`. Rows that were there before this task (`append`) stay.
     async fn begin_copy(&self, table: &Arc<Table>, mark: CopyMark) -> Result<()>;
+
+    /// [`Target::begin_copy`] for many tables under one mark; in one commit where commits have a price.
+    async fn begin_copies(&self, tables: &[Arc<Table>], mark: CopyMark) -> Result<()> {
+        for table in tables {
+            self.begin_copy(table, mark).await?;
+        }
+        Ok(())
+    }
 
     /// Loads a chunk: its rows and the record that it is done, in one commit. A chunk that is recorded as done is not
     /// loaded again: the rows are drained and nothing is written. Rows that end without their end mark are not committed.
     async fn load(&self, chunk: ChunkRows) -> Result<u64>;
 
+    /// Loads small tables whose copy has one chunk each, and stores the state that each has then; in one commit where commits have a
+    /// price. Answers with the rows of each, in order; of a table that is missing at the answer's end nothing is loaded, or it is
+    /// recorded as done and has its old state: it is then loaded on its own. After an error nothing is loaded.
+    async fn load_tables(&self, tables: Vec<(ChunkRows, TableState)>) -> Result<Vec<u64>> {
+        let mut rows = Vec::with_capacity(tables.len());
+        for (chunk, state) in tables {
+            let table = Arc::clone(&chunk.chunk.table);
+            let loaded = match self.load(chunk).await {
+                Ok(loaded) => self.set_state(&table, state).await.map(|()| loaded),
+                Err(failure) => Err(failure),
+            };
+            match loaded {
+                Ok(loaded) => rows.push(loaded),
+                Err(failure) if rows.is_empty() => return Err(failure),
+                Err(_) => break,
+            }
+        }
+        Ok(rows)
+    }
+
     /// Stores a table's state, for instance at the end of its copy or when it is set aside.
     async fn set_state(&self, table: &Arc<Table>, state: TableState) -> Result<()>;
+
+    /// [`Target::set_state`] for many tables; in one commit where commits have a price.
+    async fn set_states(&self, tables: &[Arc<Table>], state: TableState) -> Result<()> {
+        for table in tables {
+            self.set_state(table, state.clone()).await?;
+        }
+        Ok(())
+    }
 
     /// Forgets what it holds of a table: state `waiting`, no cut, no chunks, no error. Its rows stay until its next `prepare`, which
     /// makes a table of this task anew where its columns differ, or its next copy. `None`: every table, and the position and

@@ -6,8 +6,8 @@ use pgferry_pipeline::{Fidelity, IfTargetExists, TablePlan, Target};
 
 use crate::error::{NOT_REPRESENTABLE, table_exists};
 use crate::schema::{
-    column_types, create_statements, existing, owner_before, qualified, remake_statements, target_name,
-    verify_existing, verify_no_view,
+    Entries, column_types, create_statements, owner_before, qualified, remake_statements, target_name,
+    verify_existing,
 };
 use crate::{DuckdbTarget, progress};
 
@@ -18,11 +18,12 @@ pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec
         Ok(connection) => connection,
         Err(failure) => return Ok(vec![Finding::from_error("target.file", file, Outcome::Failed, &failure)]),
     };
+    let entries = Entries::read(&connection)?;
     let mut findings = vec![Finding::passed("target.file", file, "opened for writing")];
     for plan in plans {
         let subject = plan.table.name.to_string();
         findings.extend(mapping(target, plan, &subject));
-        findings.push(match place(target, &connection, plan)? {
+        findings.push(match place(target, &connection, plan, &entries)? {
             Ok(detail) => Finding::passed("target.table", subject, detail),
             Err(failure) => Finding::from_error("target.table", subject, Outcome::Failed, &failure),
         });
@@ -35,13 +36,15 @@ fn place(
     target: &DuckdbTarget,
     connection: &Connection,
     plan: &TablePlan,
+    entries: &Entries,
 ) -> Result<std::result::Result<String, Error>> {
     let table = &plan.table;
     let (name, types) = (target_name(&target.config, table), column_types(&target.config, table));
     let task = target.task();
-    let found = existing(connection, &name)?;
-    let free = verify_no_view(connection, table, &name)
-        .and_then(|()| owner_before(connection, task.as_ref(), plan, &name, found.is_some()));
+    let found = entries.existing(connection, &name)?;
+    let free = entries
+        .verify_no_view(table, &name)
+        .and_then(|()| owner_before(connection, task.as_ref(), plan, &name, entries));
     match free {
         Ok(_) => {}
         // What belongs to the table is a finding; what keeps from looking is not.
@@ -51,8 +54,9 @@ fn place(
     let Some(columns) = found else {
         return Ok(Ok(format!("{name} will be made")));
     };
-    let owner =
-        progress::owners(connection, &name)?.into_iter().find(|owner| owner.is(task.as_ref(), &table.name));
+    let owner = progress::owners(connection, entries, &name)?
+        .into_iter()
+        .find(|owner| owner.is(task.as_ref(), &table.name));
     let remade = match &owner {
         Some(owner) => {
             owner.state == TableState::Waiting
@@ -74,8 +78,9 @@ pub(crate) fn statements(target: &DuckdbTarget, plan: &TablePlan) -> Result<Vec<
     let table = &plan.table;
     let (name, types) = (target_name(&target.config, table), column_types(&target.config, table));
     let connection = target.reading()?;
-    let (found, task) = (existing(&connection, &name)?, target.task());
-    let owners = progress::owners(&connection, &name)?;
+    let entries = Entries::read(&connection)?;
+    let (found, task) = (entries.existing(&connection, &name)?, target.task());
+    let owners = progress::owners(&connection, &entries, &name)?;
     if let Some(owner) = owners.iter().find(|owner| owner.is(task.as_ref(), &table.name)) {
         let waits = owner.state == TableState::Waiting;
         return Ok(if waits { remake_statements(&name, plan, &types, found.as_deref()) } else { Vec::new() });

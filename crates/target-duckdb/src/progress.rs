@@ -8,12 +8,17 @@
 //!
 //! Invariants: a delivery's commit updates the task's row only where the epoch is its own; the position never moves back.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use duckdb::{Connection, params};
 use pgferry_model::{
-    Cure, Error, Position, Progress, Result, SourceIdentity, TableName, TableProgress, TableState, TaskId,
+    Cure, Error, Position, Progress, Result, SourceIdentity, Table, TableName, TableProgress, TableState,
+    TaskId,
 };
 
 use crate::error::{STATEMENT, fenced, refused};
+use crate::schema::Entries;
 
 const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pgferry;
 CREATE TABLE IF NOT EXISTS pgferry.task (
@@ -165,6 +170,14 @@ pub(crate) fn verify_epoch(connection: &Connection, task: &TaskId, epoch: u64) -
     if stored == epoch { Ok(()) } else { Err(fenced()) }
 }
 
+/// The position alone.
+pub(crate) fn position(connection: &Connection, task: &TaskId) -> Result<Option<Position>> {
+    let stored: Option<String> = connection
+        .query_row("SELECT position FROM pgferry.task WHERE task = ?", [task.as_str()], |row| row.get(0))
+        .map_err(asking)?;
+    stored.map(|text| parse(&text)).transpose()
+}
+
 /// Moves the position; conflicts with every other commit that does, and with a raised epoch.
 pub(crate) fn move_position(
     connection: &Connection,
@@ -217,38 +230,50 @@ pub(crate) fn add_table(
     Ok(())
 }
 
-/// Stores a table's state; a cut where there is a new one.
-pub(crate) fn set_state(
+/// Stores the state of tables; a cut where there is a new one.
+pub(crate) fn set_states(
     connection: &Connection,
     task: &TaskId,
-    table: &TableName,
+    tables: &[Arc<Table>],
     state: &TableState,
     cut: Option<Position>,
 ) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
     let (code, problem) = match state {
         TableState::Broken { code, problem } => (Some(code.as_str()), Some(problem.as_str())),
         _ => (None, None),
     };
-    let stored = connection
-        .execute(
-            "UPDATE pgferry.table_state SET state = ?, code = ?, problem = ?, cut = coalesce(?, cut) \
-             WHERE task = ? AND source_schema = ? AND source_table = ?",
-            params![
-                state.word(),
-                code,
-                problem,
-                cut.map(|cut| cut.to_string()),
-                task.as_str(),
-                &*table.schema,
-                &*table.name
-            ],
-        )
-        .map_err(storing)?;
-    if stored == 0 {
-        add_table(connection, task, table, &TableName::new("", ""), 0)?;
-        return set_state(connection, task, table, state, cut);
+    let statement = format!(
+        "UPDATE pgferry.table_state SET state = ?, code = ?, problem = ?, cut = coalesce(?, cut) WHERE task = ? AND {}",
+        one_of(tables)
+    );
+    let store = || {
+        let cut = cut.map(|cut| cut.to_string());
+        connection
+            .execute(&statement, params![state.word(), code, problem, cut, task.as_str()])
+            .map_err(storing)
+    };
+    if store()? < tables.len() {
+        let noted: HashSet<TableName> =
+            read_tables(connection, task)?.into_iter().map(|known| known.name).collect();
+        for table in tables.iter().filter(|table| !noted.contains(&table.name)) {
+            add_table(connection, task, &table.name, &TableName::new("", ""), 0)?;
+        }
+        store()?;
     }
     Ok(())
+}
+
+/// The condition that a row is one of those tables'.
+fn one_of(tables: &[Arc<Table>]) -> String {
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let names: Vec<String> = tables
+        .iter()
+        .map(|table| format!("({}, {})", literal(&table.name.schema), literal(&table.name.name)))
+        .collect();
+    format!("(source_schema, source_table) IN ({})", names.join(", "))
 }
 
 /// Forgets a table's copy, or with `None` every table's, and the position and what it belongs to. A table that still waits for its
@@ -300,19 +325,6 @@ pub(crate) fn kept(
     Ok(all)
 }
 
-/// Whether the table waits for its copy.
-pub(crate) fn waits(connection: &Connection, task: &TaskId, table: &TableName) -> Result<bool> {
-    let count: i64 = connection
-        .query_row(
-            "SELECT count(*) FROM pgferry.table_state \
-             WHERE task = ? AND source_schema = ? AND source_table = ? AND state = 'waiting'",
-            params![task.as_str(), &*table.schema, &*table.name],
-            |row| row.get(0),
-        )
-        .map_err(asking)?;
-    Ok(count > 0)
-}
-
 /// Rows that the table held before the task, and its state; `None`: the task has neither made nor taken over the table.
 pub(crate) fn copied_before(
     connection: &Connection,
@@ -347,16 +359,8 @@ impl Owner {
 }
 
 /// The source tables, of all tasks, whose rows go to a table of the file; none in a file that no task has opened.
-pub(crate) fn owners(connection: &Connection, target: &TableName) -> Result<Vec<Owner>> {
-    let opened: i64 = connection
-        .query_row(
-            "SELECT count(*) FROM duckdb_tables() WHERE database_name = current_database() \
-             AND schema_name = 'pgferry' AND table_name = 'table_state'",
-            [],
-            |row| row.get(0),
-        )
-        .map_err(asking)?;
-    if opened == 0 {
+pub(crate) fn owners(connection: &Connection, entries: &Entries, target: &TableName) -> Result<Vec<Owner>> {
+    if !entries.has_table(&TableName::new("pgferry", "table_state")) {
         return Ok(Vec::new());
     }
     let mut statement = connection
@@ -431,5 +435,15 @@ pub(crate) fn forget_chunks(connection: &Connection, task: &TaskId, table: &Tabl
             params![task.as_str(), &*table.schema, &*table.name],
         )
         .map_err(storing)?;
+    Ok(())
+}
+
+/// Forgets the chunks of tables.
+pub(crate) fn forget_chunks_of(connection: &Connection, task: &TaskId, tables: &[Arc<Table>]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let statement = format!("DELETE FROM pgferry.chunk WHERE task = ? AND {}", one_of(tables));
+    connection.execute(&statement, [task.as_str()]).map_err(storing)?;
     Ok(())
 }

@@ -2,6 +2,8 @@
 //!
 //! No index on the key: every commit would maintain it row by row; deletes find rows by a join, which costs a fraction.
 
+use std::collections::HashSet;
+
 use duckdb::Connection;
 use pgferry_model::{Column, Cure, Error, Result, Table, TableName, TaskId};
 use pgferry_pipeline::{IfTargetExists, TablePlan};
@@ -78,17 +80,16 @@ pub(crate) fn remake_statements(
 }
 
 /// Who held a table of the file before this task, which takes it over; a table takes the rows of one source table. Refused where it is
-/// another one of this task, and where another task holds it and this one is not told to empty or to replace it. `exists`: whether
-/// the table is still there.
+/// another one of this task, and where another task holds it and this one is not told to empty or to replace it.
 pub(crate) fn owner_before(
     connection: &Connection,
     task: Option<&TaskId>,
     plan: &TablePlan,
     name: &TableName,
-    exists: bool,
+    entries: &Entries,
 ) -> Result<Option<Owner>> {
     let table = &plan.table;
-    let mut owners = progress::owners(connection, name)?;
+    let mut owners = progress::owners(connection, entries, name)?;
     owners.retain(|owner| !owner.is(task, &table.name));
     owners.sort_by_key(|owner| Some(&owner.task) != task);
     let Some(owner) = owners.into_iter().next() else { return Ok(None) };
@@ -99,21 +100,61 @@ pub(crate) fn owner_before(
             .with_cause("a table takes the rows of one source table, and DuckDB ignores case in names")
             .with_cure(Cure::advice("give one of them another target name in its entry of the task file")));
     }
-    if exists && plan.if_exists == IfTargetExists::Error {
+    if entries.has_table(name) && plan.if_exists == IfTargetExists::Error {
         return Err(table_exists(&table.name, name));
     }
     Ok(Some(owner))
 }
 
-/// Refuses a place where a view is.
-pub(crate) fn verify_no_view(connection: &Connection, table: &Table, name: &TableName) -> Result<()> {
-    if is_view(connection, name)? {
-        let problem = format!("the DuckDB file has a view {name}, not a table");
-        return Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
-            .with_cause("rows can be written to a table only")
-            .with_cure(Cure::advice("drop or rename the view, or give the table another target name")));
+/// What the file has: tables and views by their names, without regard to case. Read once for many tables: DuckDB's own lists take as
+/// long as preparing several tables, and where a name is missing it looks for one that is like it, among all.
+pub(crate) struct Entries {
+    tables: HashSet<(String, String)>,
+    views: HashSet<(String, String)>,
+}
+
+impl Entries {
+    pub(crate) fn read(connection: &Connection) -> Result<Entries> {
+        let read = |list: &str| -> duckdb::Result<HashSet<(String, String)>> {
+            let mut statement = connection.prepare(list)?;
+            let name = |row: &duckdb::Row<'_>, at| row.get::<_, String>(at).map(|name| name.to_lowercase());
+            statement.query_map([], |row| Ok((name(row, 0)?, name(row, 1)?)))?.collect()
+        };
+        let refused = |failure| refused("looking for tables and views", failure);
+        let tables =
+            "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()";
+        let views = "SELECT schema_name, view_name FROM duckdb_views() \
+                     WHERE database_name = current_database() AND NOT internal";
+        Ok(Entries { tables: read(tables).map_err(refused)?, views: read(views).map_err(refused)? })
     }
-    Ok(())
+
+    /// The columns of a table, where there is one.
+    pub(crate) fn existing(
+        &self,
+        connection: &Connection,
+        name: &TableName,
+    ) -> Result<Option<Vec<(String, String)>>> {
+        if self.has_table(name) { existing(connection, name) } else { Ok(None) }
+    }
+
+    pub(crate) fn has_table(&self, name: &TableName) -> bool {
+        self.tables.contains(&lower(name))
+    }
+
+    /// Refuses a place where a view is.
+    pub(crate) fn verify_no_view(&self, table: &Table, name: &TableName) -> Result<()> {
+        if !self.views.contains(&lower(name)) {
+            return Ok(());
+        }
+        let problem = format!("the DuckDB file has a view {name}, not a table");
+        Err(Error::table_broken(TABLE_EXISTS, table.name.clone(), problem)
+            .with_cause("rows can be written to a table only")
+            .with_cure(Cure::advice("drop or rename the view, or give the table another target name")))
+    }
+}
+
+fn lower(name: &TableName) -> (String, String) {
+    (name.schema.to_lowercase(), name.name.to_lowercase())
 }
 
 /// Refuses a table whose column names are the same to DuckDB, which ignores case.
@@ -160,36 +201,25 @@ pub(crate) fn in_order(connection: &Connection, name: &TableName, table: &Table)
             .all(|((held, _), column)| held.eq_ignore_ascii_case(&column.name)))
 }
 
-/// Whether the name is a view's: no rows can be put there, and replacing it would destroy what someone wrote.
-pub(crate) fn is_view(connection: &Connection, name: &TableName) -> Result<bool> {
-    let views: i64 = connection
-        .query_row(
-            "SELECT count(*) FROM duckdb_views() WHERE database_name = current_database() \
-             AND lower(schema_name) = lower(?) AND lower(view_name) = lower(?)",
-            [&*name.schema, &*name.name],
-            |row| row.get(0),
-        )
-        .map_err(|failure| refused("looking for a view", failure))?;
-    Ok(views > 0)
-}
-
-/// The columns that an existing table has: name and type, in order. `None`: there is no such table.
+/// The columns that an existing table has: name and type, in order. `None`: there is no such table. By name, not from DuckDB's list of
+/// all columns, which takes longer the more tables there are.
 pub(crate) fn existing(connection: &Connection, name: &TableName) -> Result<Option<Vec<(String, String)>>> {
     let asking = |failure| refused("looking for a table", failure);
-    let mut statement = connection
-        .prepare(
-            "SELECT column_name, data_type FROM duckdb_columns() \
-             WHERE database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?) \
-             ORDER BY column_index",
-        )
-        .map_err(asking)?;
+    let mut statement = match connection.prepare(&format!("DESCRIBE {}", qualified(name))) {
+        Ok(statement) => statement,
+        Err(failure) if is_missing(&failure) => return Ok(None),
+        Err(failure) => return Err(asking(failure)),
+    };
     let rows = statement
-        .query_map([&*name.schema, &*name.name], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-        })
+        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
         .map_err(asking)?;
-    let columns = rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)?;
-    Ok((!columns.is_empty()).then_some(columns))
+    rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking).map(Some)
+}
+
+/// Whether a statement failed because what it names is not there. It has not touched its transaction.
+fn is_missing(failure: &duckdb::Error) -> bool {
+    let text = failure.to_string();
+    text.contains("Catalog Error") && text.contains("does not exist")
 }
 
 /// Refuses an existing table that lacks a column or has one of another type.

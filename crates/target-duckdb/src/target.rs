@@ -19,10 +19,10 @@ use crate::config::DuckdbConfig;
 use crate::database::{Database, Session};
 use crate::error::{APPEND_INTERRUPTED, fenced, refused, table_exists, table_gone};
 use crate::schema::{
-    column_type, column_types, create_statements, existing, owner_before, qualified, remake_statements,
-    target_name, verify_existing, verify_names, verify_no_view,
+    Entries, column_type, column_types, create_statements, existing, owner_before, qualified,
+    remake_statements, target_name, verify_existing, verify_names,
 };
-use crate::write::{Writer, load};
+use crate::write::{Writer, load, load_tables, store_states};
 use crate::{check, progress};
 
 /// Loads at once; more do not help, DuckDB's own threads do the rest.
@@ -119,21 +119,28 @@ impl DuckdbTarget {
     }
 }
 
-fn prepare(connection: &Connection, task: &TaskId, config: &DuckdbConfig, plan: &TablePlan) -> Result<()> {
+fn prepare(
+    connection: &Connection,
+    task: &TaskId,
+    config: &DuckdbConfig,
+    plan: &TablePlan,
+    entries: &Entries,
+) -> Result<()> {
     let table = &plan.table;
     let (name, types) = (target_name(config, table), column_types(config, table));
     verify_names(table, &name)?;
-    verify_no_view(connection, table, &name)?;
-    let found = existing(connection, &name)?;
-    if let Some(owner) = owner_before(connection, Some(task), plan, &name, found.is_some())? {
+    entries.verify_no_view(table, &name)?;
+    let found = entries.existing(connection, &name)?;
+    if let Some(owner) = owner_before(connection, Some(task), plan, &name, entries)? {
         progress::take_from(connection, &owner.task, &owner.source)?;
     }
     let doing = format!("preparing {name}");
     let execute =
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
-    let ours = progress::copied_before(connection, task, &table.name)?.is_some();
+    let noted = progress::copied_before(connection, task, &table.name)?;
+    let ours = noted.is_some();
     let mut rows_before = 0;
-    if ours && progress::waits(connection, task, &table.name)? {
+    if noted.is_some_and(|(_, state)| state == TableState::Waiting) {
         let remade = remake_statements(&name, plan, &types, found.as_deref());
         if !remade.is_empty() {
             return remade.iter().try_for_each(|statement| execute(statement));
@@ -192,25 +199,18 @@ fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> 
     progress::forget(connection, task, table)
 }
 
-fn begin_copy(
-    connection: &Connection,
-    task: &TaskId,
-    config: &DuckdbConfig,
-    table: &Table,
-    mark: CopyMark,
-) -> Result<()> {
+/// Takes out what an unfinished copy left.
+fn empty(connection: &Connection, task: &TaskId, config: &DuckdbConfig, table: &Table) -> Result<()> {
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
     let (rows_before, state) = progress::copied_before(connection, task, &table.name)?
         .ok_or_else(|| table_exists(&table.name, &name))?;
-    progress::forget_chunks(connection, task, &table.name)?;
     let emptied = match rows_before {
         0 => format!("DELETE FROM {}", qualified(&name)),
         rows if untouched_since_copied(table, &state) => remove_copied(&name, rows),
         _ => return Err(append_interrupted(table, &name)),
     };
-    connection.execute_batch(&emptied).map_err(|failure| refused("emptying a table", failure))?;
-    progress::set_state(connection, task, &table.name, &TableState::Copying, Some(mark.cut))
+    connection.execute_batch(&emptied).map_err(|failure| refused("emptying a table", failure))
 }
 
 /// Whether the table's rows are those from before the task, and after them those of an unfinished copy, in the order in which
@@ -309,15 +309,24 @@ impl Target for DuckdbTarget {
     }
 
     async fn prepare(&self, plan: &TablePlan) -> Result<()> {
-        let plan = plan.clone();
-        self.in_transaction("preparing a table", move |connection, task, config| {
-            prepare(connection, task, config, &plan)
+        self.prepare_all(std::slice::from_ref(plan)).await
+    }
+
+    async fn prepare_all(&self, plans: &[TablePlan]) -> Result<()> {
+        let plans = plans.to_vec();
+        self.in_transaction("preparing the tables", move |connection, task, config| {
+            let entries = Entries::read(connection)?;
+            plans.iter().try_for_each(|plan| prepare(connection, task, config, plan, &entries))
         })
         .await
     }
 
     async fn begin_copy(&self, table: &Arc<Table>, mark: CopyMark) -> Result<()> {
-        let table = Arc::clone(table);
+        self.begin_copies(std::slice::from_ref(table), mark).await
+    }
+
+    async fn begin_copies(&self, tables: &[Arc<Table>], mark: CopyMark) -> Result<()> {
+        let tables = tables.to_vec();
         let start = self
             .blocking(move |target| {
                 let (session, task, epoch) = target.session()?;
@@ -325,10 +334,14 @@ impl Target for DuckdbTarget {
                 let newest = session.newest(&task, epoch)?;
                 session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
                 let begin = || {
-                    let stored = progress::read(&session, &task)?.position;
+                    let stored = progress::position(&session, &task)?;
                     let start = mark.stream_start.filter(|_| stored.is_none());
                     progress::verify_epoch(&session, &task, epoch)?;
-                    begin_copy(&session, &task, &target.config, &table, mark)?;
+                    for table in &tables {
+                        empty(&session, &task, &target.config, table)?;
+                    }
+                    progress::forget_chunks_of(&session, &task, &tables)?;
+                    progress::set_states(&session, &task, &tables, &TableState::Copying, Some(mark.cut))?;
                     if let Some(start) = start {
                         progress::move_position(&session, &task, epoch, start)?;
                     }
@@ -357,14 +370,22 @@ impl Target for DuckdbTarget {
         .await
     }
 
+    async fn load_tables(&self, tables: Vec<(ChunkRows, TableState)>) -> Result<Vec<u64>> {
+        self.blocking(move |target| {
+            let (session, task, epoch) = target.session()?;
+            load_tables(&session, &target.config, &task, epoch, tables)
+        })
+        .await
+    }
+
     async fn set_state(&self, table: &Arc<Table>, state: TableState) -> Result<()> {
-        let table = Arc::clone(table);
-        self.in_transaction("storing a table's state", move |connection, task, _| {
-            progress::set_state(connection, task, &table.name, &state, None)?;
-            if state != TableState::Copying {
-                progress::forget_chunks(connection, task, &table.name)?;
-            }
-            Ok(())
+        self.set_states(std::slice::from_ref(table), state).await
+    }
+
+    async fn set_states(&self, tables: &[Arc<Table>], state: TableState) -> Result<()> {
+        let tables = tables.to_vec();
+        self.in_transaction("storing the tables' state", move |connection, task, _| {
+            store_states(connection, task, &tables, &state)
         })
         .await
     }

@@ -14,12 +14,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int32Array};
+use arrow::array::{Array, ArrayRef, Int16Array, Int32Array, Int64Array};
 use arrow::datatypes::{Field, Schema};
 use arrow::record_batch::RecordBatch;
 use duckdb::{Appender, Connection};
 use pgferry_model::{
-    Batch, Cell, Cure, Delivery, Error, Position, Result, Slice, Table, TableId, TableName, TaskId,
+    Batch, Cell, Cure, Delivery, Error, Position, Result, Slice, Table, TableId, TableName, TableState,
+    TaskId,
 };
 use pgferry_pipeline::{ChunkRows, Compacted, Receipt, TableChanges, Upsert, failpoint};
 
@@ -44,27 +45,84 @@ pub(crate) fn load(
 ) -> Result<u64> {
     let table = Arc::clone(&chunk.chunk.table);
     let doing = format!("loading {}", table.name);
-    let _loading = session.database.loading()?;
-    execute(session, "BEGIN TRANSACTION", &doing)?;
-    let rows = load_rows(session, config, task, epoch, &mut chunk, &doing)
-        .map_err(|failure| session.abandoned(task, epoch, failure))?;
-    failpoint::pass("target.load_before_commit");
-    let newest = session.newest(task, epoch).inspect_err(|_| session.roll_back())?;
-    session.commit(&newest, &doing)?;
-    failpoint::pass("target.load_after_commit");
-    Ok(rows)
+    loading(session, task, epoch, &doing, || {
+        progress::verify_epoch(session, task, epoch)?;
+        let (rows, done) = load_rows(session, config, task, &mut chunk, &doing)?;
+        if !done {
+            progress::add_chunk(session, task, &table.name, chunk.chunk.number, rows)?;
+        }
+        progress::verify_epoch(session, task, epoch)?;
+        Ok(rows)
+    })
 }
 
+/// Loads tables that are one chunk each, and stores their states, in one transaction.
+pub(crate) fn load_tables(
+    session: &Session,
+    config: &DuckdbConfig,
+    task: &TaskId,
+    epoch: u64,
+    tables: Vec<(ChunkRows, TableState)>,
+) -> Result<Vec<u64>> {
+    let doing = format!("loading {} tables", tables.len());
+    loading(session, task, epoch, &doing, || {
+        progress::verify_epoch(session, task, epoch)?;
+        let mut loaded = Vec::with_capacity(tables.len());
+        let mut states: Vec<(TableState, Vec<Arc<Table>>)> = Vec::new();
+        for (mut chunk, state) in tables {
+            loaded.push(load_rows(session, config, task, &mut chunk, &doing)?.0);
+            let table = Arc::clone(&chunk.chunk.table);
+            match states.iter_mut().find(|(known, _)| *known == state) {
+                Some((_, tables)) => tables.push(table),
+                None => states.push((state, vec![table])),
+            }
+        }
+        states.iter().try_for_each(|(state, tables)| store_states(session, task, tables, state))?;
+        Ok(loaded)
+    })
+}
+
+/// Runs what loads in one transaction, and commits it under the own epoch.
+fn loading<T>(
+    session: &Session,
+    task: &TaskId,
+    epoch: u64,
+    doing: &str,
+    load: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let _loading = session.database.loading()?;
+    execute(session, "BEGIN TRANSACTION", doing)?;
+    let loaded = load().map_err(|failure| session.abandoned(task, epoch, failure))?;
+    failpoint::pass("target.load_before_commit");
+    let newest = session.newest(task, epoch).inspect_err(|_| session.roll_back())?;
+    session.commit(&newest, doing)?;
+    failpoint::pass("target.load_after_commit");
+    Ok(loaded)
+}
+
+/// Stores tables' state; their chunks are of no use any more when they are not being copied.
+pub(crate) fn store_states(
+    connection: &Connection,
+    task: &TaskId,
+    tables: &[Arc<Table>],
+    state: &TableState,
+) -> Result<()> {
+    progress::set_states(connection, task, tables, state, None)?;
+    if *state == TableState::Copying {
+        return Ok(());
+    }
+    progress::forget_chunks_of(connection, task, tables)
+}
+
+/// Puts a chunk's rows into its table. Returns their number, and whether the chunk was recorded as done before: then none are.
 fn load_rows(
     connection: &Connection,
     config: &DuckdbConfig,
     task: &TaskId,
-    epoch: u64,
     chunk: &mut ChunkRows,
     doing: &str,
-) -> Result<u64> {
+) -> Result<(u64, bool)> {
     let table = &chunk.chunk.table;
-    progress::verify_epoch(connection, task, epoch)?;
     let done = progress::chunk_done(connection, task, &table.name, chunk.chunk.number)?;
     let name = target_name(config, table);
     let encoder = Encoder::new(table, column_types(config, table), in_order(connection, &name, table)?);
@@ -89,11 +147,7 @@ fn load_rows(
         }
         appender.flush().map_err(|failure| refused(doing, failure))?;
     }
-    if !done {
-        progress::add_chunk(connection, task, &table.name, chunk.chunk.number, rows)?;
-    }
-    progress::verify_epoch(connection, task, epoch)?;
-    Ok(rows)
+    Ok((rows, done))
 }
 
 /// An appender that puts values into the columns of their names, whatever the order in the target is.
@@ -280,6 +334,9 @@ struct Work<'a> {
     table: &'a Table,
 }
 
+/// More keys are staged: a statement's text would cost more than the table.
+const LISTED_KEYS_MAX: usize = 256;
+
 /// Temporary tables; their names are their own schema's, no user table can collide.
 const KEYS: &str = "pgferry_keys";
 const STAGED: &str = "pgferry_staged";
@@ -301,10 +358,15 @@ impl Work<'_> {
     }
 
     fn delete(&self, batch: &Batch, keys: &[u32]) -> Result<()> {
+        let rows = self.encoder.keys(batch, keys)?;
+        if let (Some(list), &[at]) = (listed(&rows), &self.table.key[..]) {
+            let column = quote(&self.table.columns[at].name);
+            return self.execute(&format!("DELETE FROM {} WHERE {column} IN ({list})", self.qualified));
+        }
         let columns: Vec<String> =
             self.key_types().iter().enumerate().map(|(at, kind)| format!("k{at} {kind}")).collect();
         self.execute(&format!("CREATE OR REPLACE TEMP TABLE {KEYS} ({})", columns.join(", ")))?;
-        self.append(Some(KEYS), self.encoder.keys(batch, keys)?)?;
+        self.append(Some(KEYS), rows)?;
         let matching = self.matching("t", "k", "k");
         self.execute(&format!(
             "DELETE FROM {} AS t USING temp.main.{KEYS} AS k WHERE {matching}",
@@ -418,6 +480,23 @@ impl Work<'_> {
             .resync_table(table),
         )
     }
+}
+
+/// A few keys of one whole number as a list: one statement instead of four, which counts where a delivery has many tables.
+fn listed(keys: &RecordBatch) -> Option<String> {
+    let [column] = keys.columns() else { return None };
+    if column.len() > LISTED_KEYS_MAX || column.null_count() > 0 {
+        return None;
+    }
+    let numbers: Vec<i64> = if let Some(numbers) = column.as_any().downcast_ref::<Int64Array>() {
+        numbers.values().to_vec()
+    } else if let Some(numbers) = column.as_any().downcast_ref::<Int32Array>() {
+        numbers.values().iter().copied().map(i64::from).collect()
+    } else {
+        let numbers = column.as_any().downcast_ref::<Int16Array>()?;
+        numbers.values().iter().copied().map(i64::from).collect()
+    };
+    Some(numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(", "))
 }
 
 fn unchanged_columns(batch: &Batch, tuple: u32) -> Vec<usize> {

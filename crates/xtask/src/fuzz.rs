@@ -78,7 +78,9 @@ impl Run<'_> {
 
     /// The fuzzer, which cargo builds when it has to.
     fn fuzzer(&self) -> anyhow::Result<Command> {
+        let temporary = self.grown.with_extension("tmp");
         std::fs::create_dir_all(&self.grown)?;
+        std::fs::create_dir_all(&temporary)?;
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command
@@ -95,6 +97,8 @@ impl Run<'_> {
             ])
             .env("RUSTC_WORKSPACE_WRAPPER", self.root.join("crates/fuzz/instrument"))
             .env("PGFERRY_FUZZ_TARGET", self.name)
+            // Every stream looks for spool files that were left there: an empty folder is looked at sixty times faster than a full one.
+            .env("TMPDIR", temporary)
             .arg(format!("-artifact_prefix={}/broken-", self.grown.display()))
             .args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]);
         Ok(command)

@@ -108,6 +108,55 @@ pub(super) async fn rows_without_their_end_mark_are_not_committed(scene: &dyn Sc
     Ok(Verdict::Kept)
 }
 
+/// Together: all, or those before the failure. What is missing in the answer can be loaded on its own, without a row twice.
+pub(super) async fn tables_loaded_together_are_whole_with_their_state_or_not_at_all(
+    scene: &dyn Scene,
+) -> Result<Verdict> {
+    let (people, orders) = (people(), orders());
+    let stage = Stage::open(scene).await?;
+    let plans = [plan(&people, IfTargetExists::Error), plan(&orders, IfTargetExists::Error)];
+    stage.target.prepare_all(&plans).await?;
+    stage.target.begin_copies(&[Arc::clone(&people), Arc::clone(&orders)], mark(100)).await?;
+    let person: &[&[&str]] = &[&["1", "a", "b", "1"]];
+    let order: &[&[&str]] = &[&["7", "tea"]];
+    for whole in [false, true] {
+        let ((first, first_sender), (second, second_sender)) = (chunk(&people, 0), chunk(&orders, 0));
+        let (first_rows, second_rows) = (snapshot_rows(&people, person), snapshot_rows(&orders, order));
+        let sending = async move {
+            let _ = first_sender.send(first_rows).await;
+            let _ = first_sender.end(1).await;
+            let _ = second_sender.send(second_rows).await;
+            if whole {
+                let _ = second_sender.end(1).await;
+            }
+        };
+        let tables = vec![(first, TableState::Copied), (second, TableState::CatchingUp)];
+        let (loaded, ()) = tokio::join!(stage.target.load_tables(tables), sending);
+        let progress = stage.progress().await?;
+        let state = |name| progress.table(name).map(|known| known.state.clone());
+        if whole {
+            ensure!(loaded.context("loading together")? == [1, 1], "not one row each");
+            ensure!(state(&people.name) == Some(TableState::Copied), "the first table's state is not stored");
+            ensure!(
+                state(&orders.name) == Some(TableState::CatchingUp),
+                "the second table's state is not stored"
+            );
+        } else {
+            let done = loaded.map_or(0, |rows| rows.len());
+            ensure!(done < 2, "a table that was cut off counts as loaded");
+            ensure!(state(&orders.name) == Some(TableState::Copying), "a table that was cut off is copied");
+            let first_rows = if done == 1 { person } else { &[] };
+            stage.expect(&people, first_rows).await?;
+            stage.expect(&orders, &[]).await?;
+            stage.target.begin_copies(&[Arc::clone(&people), Arc::clone(&orders)], mark(100)).await?;
+        }
+    }
+    let (stage, _) = stage.restart().await?;
+    stage.expect(&people, person).await?;
+    stage.expect(&orders, order).await?;
+    Ok(Verdict::Kept)
+}
+
 /// A chunk's loader is lost at some moment between its first row and its answer.
 pub(super) async fn a_crash_leaves_a_chunk_whole_or_not_at_all(scene: &dyn Scene) -> Result<Verdict> {
     let people = people();

@@ -183,6 +183,7 @@ promises! { ($)
         a_chunk_loaded_again_is_drained_and_not_written
         rows_without_their_end_mark_are_not_committed
         a_crash_leaves_a_chunk_whole_or_not_at_all
+        tables_loaded_together_are_whole_with_their_state_or_not_at_all
         as_many_loads_at_once_as_wanted
         a_copy_begun_again_drops_what_the_last_one_left
         a_misfit_in_a_chunk_is_its_tables_error;

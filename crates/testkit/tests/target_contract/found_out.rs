@@ -64,7 +64,13 @@ const FAULTS: &[(Fault, &[&str])] = &[
     ),
     (Fault::ChunkNotRecorded, &["a_chunk_loaded_again_is_drained_and_not_written"]),
     (Fault::ChunkWithoutRows, &["a_chunk_is_recorded_with_its_rows", "as_many_loads_at_once_as_wanted"]),
-    (Fault::EndMarkIgnored, &["rows_without_their_end_mark_are_not_committed"]),
+    (
+        Fault::EndMarkIgnored,
+        &[
+            "rows_without_their_end_mark_are_not_committed",
+            "tables_loaded_together_are_whole_with_their_state_or_not_at_all",
+        ],
+    ),
     (
         Fault::Unfenced,
         &[
