@@ -251,10 +251,9 @@ impl Copy<'_> {
             return taken;
         }
         while let Some(next) = work.chunks.last() {
-            let together = is_small(next) && bytes + next.bytes <= TOGETHER_BYTES_MAX;
-            if !taken.is_empty()
-                && !(together && taken.iter().all(is_small) && taken.len() < TOGETHER_TABLES_MAX)
-            {
+            let room = bytes + next.bytes <= TOGETHER_BYTES_MAX && taken.len() < TOGETHER_TABLES_MAX;
+            let joins = room && is_small(next) && taken.iter().all(is_small);
+            if !taken.is_empty() && !joins {
                 break;
             }
             let Some(chunk) = work.chunks.pop() else { break };
