@@ -39,6 +39,7 @@ pub const NAMES: &[&str] = &[
     "target.before_checkpoint",
     "target.before_commit",
     "target.begin_before_commit",
+    "target.file_made",
     "target.load_after_commit",
     "target.load_before_commit",
     "target.record_after_commit",

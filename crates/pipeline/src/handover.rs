@@ -251,9 +251,9 @@ impl Copy<'_> {
             return taken;
         }
         while let Some(next) = work.chunks.last() {
-            let room = bytes + next.bytes <= TOGETHER_BYTES_MAX && taken.len() < TOGETHER_TABLES_MAX;
-            let joins = room && is_small(next) && taken.iter().all(is_small);
-            if !taken.is_empty() && !joins {
+            let fits = bytes + next.bytes <= TOGETHER_BYTES_MAX && taken.len() < TOGETHER_TABLES_MAX;
+            let together = fits && is_small(next) && taken.iter().all(is_small);
+            if !taken.is_empty() && !together {
                 break;
             }
             let Some(chunk) = work.chunks.pop() else { break };

@@ -1,5 +1,12 @@
 //! A silent server is waited for where it works and given up where nothing can come of it, on real servers behind a proxy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
 use std::time::{Duration, Instant};
 
 use pgferry_model::Error;
@@ -42,7 +49,7 @@ async fn a_server_that_works_is_waited_for() {
             assert_eq!(rows, [[Some("done".to_owned())]], "{major} {purpose:?}");
             session.close().await.unwrap();
         }
-        assert!(proxy.accepted() > 6, "{major}: nobody was asked");
+        assert!(proxy.accepted() > 3, "{major}: nobody was asked");
     }
 }
 

@@ -15,6 +15,8 @@
 //! and a transaction that began before the epoch was raised still reads the old one.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -23,10 +25,13 @@ use std::time::Duration;
 use duckdb::{Config, Connection};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use pgferry_model::{Cure, Error, Result, TaskId};
+use pgferry_pipeline::failpoint;
 
 use crate::config::DuckdbConfig;
 use crate::error::{FILE, STATEMENT, fenced, refused};
 
+/// What the file's name ends with while the file is being made.
+const ASIDE: &str = ".new";
 /// How many parts of a table a checkpoint may write anew to close the gaps that deleted rows and unfilled row groups leave.
 const COMPACTION_SETTING: &str = "max_vacuum_tasks";
 /// While changes are applied. Each part gives back at least a row group (122,880 rows); with DuckDB's own limit of 100 a checkpoint
@@ -84,8 +89,10 @@ impl Database {
             // Its last holder is closing it, and takes it off the list when it is closed.
             MutexGuard::unlocked(&mut open, || std::thread::sleep(Duration::from_millis(1)));
         }
-        let settings = settings(config).map_err(|failure| refused(&doing, failure))?;
-        let root = Connection::open_with_flags(&path, settings).map_err(|failure| {
+        if !path.exists() {
+            make(&path, config, &doing)?;
+        }
+        let root = connect(&path, config).map_err(|failure| {
             let error = refused(&doing, failure);
             if error.code() == STATEMENT { unusable(&doing, &path).with_origin(error) } else { error }
         })?;
@@ -213,6 +220,37 @@ fn unusable(doing: &str, path: &Path) -> Error {
         .with_cure(Cure::advice(
             "make the folder, let this user write to it, or name another file: path of the connection in the task file",
         ))
+}
+
+/// Makes the file aside and gives it its name when it is whole. DuckDB writes a new file in several steps, and a process that
+/// dies between them would leave one that DuckDB refuses to open.
+fn make(path: &Path, config: &DuckdbConfig, doing: &str) -> Result<()> {
+    let failed = |failure: std::io::Error| unusable(doing, path).with_origin(failure);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(ASIDE);
+    // One process at a time; where the file system has no such lock, the window is as small as the file.
+    let held = File::open(folder).map_err(failed)?;
+    let _unsupported = held.lock();
+    if path.exists() {
+        return Ok(());
+    }
+    match fs::remove_file(&aside) {
+        Err(failure) if failure.kind() != ErrorKind::NotFound => return Err(failed(failure)),
+        // What a process left that died while it made it.
+        Ok(()) | Err(_) => {}
+    }
+    let made = connect(Path::new(&aside), config).map_err(|failure| {
+        let error = refused(doing, failure);
+        if error.code() == STATEMENT { unusable(doing, path).with_origin(error) } else { error }
+    })?;
+    made.close().map_err(|(_, failure)| refused(doing, failure))?;
+    failpoint::pass("target.file_made");
+    fs::rename(&aside, path).map_err(failed)
+}
+
+fn connect(path: &Path, config: &DuckdbConfig) -> duckdb::Result<Connection> {
+    Connection::open_with_flags(path, settings(config)?)
 }
 
 fn settings(config: &DuckdbConfig) -> duckdb::Result<Config> {

@@ -79,7 +79,7 @@ async fn a_full_disk_under_the_target_is_told_and_cured() -> Result<()> {
             let ferry = voyage.following().await?;
             disk.fill(300)?;
             voyage.sql(LARGE).await?;
-            told(ferry.wait().await?)?
+            told(&ferry.wait().await?)?
         };
         ended.error("target.disk_full").with_context(|| format!("copying: {copying}"))?;
         ensure!(ended.exit == Some(1), "{ended:?}");
@@ -102,7 +102,7 @@ async fn a_full_disk_under_the_spool_is_told_and_cured() -> Result<()> {
     let ferry = voyage.following().await?;
     disk.fill(64)?;
     voyage.sql(LARGE).await?;
-    let ended = told(ferry.wait().await?)?;
+    let ended = told(&ferry.wait().await?)?;
     ended.error("source.spool_failed")?;
     ensure!(ended.exit == Some(1), "{ended:?}");
     voyage.run().await?.error("source.spool_failed").context("a second run")?;

@@ -43,7 +43,7 @@ async fn a_look_at_a_locked_table_ends_in_time() -> Result<()> {
         preview.stderr.contains("a lock on public.t, held by process"),
         "it says nothing meanwhile: {preview:?}"
     );
-    told(preview)?.error("source.lock_wait")?;
+    told(&preview)?.error("source.lock_wait")?;
     holder.batch_execute("COMMIT").await?;
     let preview = voyage.ferry(&["preview"])?.run().await?;
     ensure!(preview.status.code() == Some(0), "{preview:?}");

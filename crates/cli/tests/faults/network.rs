@@ -234,7 +234,7 @@ async fn a_network_that_stays_dead_ends_the_run_with_its_cause() -> Result<()> {
             ferry
         };
         let begun = Instant::now();
-        let told = crate::voyage::told(ferry.wait().await?)?;
+        let told = crate::voyage::told(&ferry.wait().await?)?;
         told.error("pipeline.retries_exhausted").with_context(|| format!("copying: {copying}"))?;
         told.error("connection.unreachable")?;
         ensure!(told.exit == Some(3), "{told:?}");

@@ -112,7 +112,7 @@ async fn a_password_that_changes_under_a_run_is_told_and_cured() -> Result<()> {
     voyage.delivered(&mut ferry).await?;
     voyage.proxy.reset();
     voyage.change().await?;
-    let ended = told(ferry.wait().await?)?;
+    let ended = told(&ferry.wait().await?)?;
     ended.error("connection.authentication")?;
     ensure!(ended.exit == Some(3), "{ended:?}");
     voyage.env("FAULTS_PASSWORD", "new");

@@ -59,7 +59,7 @@ async fn a_failover_without_the_slot_is_told_and_cured() -> Result<()> {
     standby.catch_up_with(&primary).await?;
     fail_over(&mut voyage, &primary, &standby).await?;
     voyage.change().await?;
-    let ended = told(ferry.wait().await?)?;
+    let ended = told(&ferry.wait().await?)?;
     let error = ended.error("source.slot_missing")?;
     ensure!(error["cause"].as_str().is_some_and(|cause| cause.contains("failed over")), "{error:#}");
     voyage.cure(error).await?;

@@ -45,7 +45,7 @@ async fn a_slot_that_is_dropped_is_told_and_cured() -> Result<()> {
             let ferry = voyage.following().await?;
             drop_slot(&voyage).await?;
             voyage.change().await?;
-            told(ferry.wait().await?)?
+            told(&ferry.wait().await?)?
         } else {
             voyage.finished().await?;
             drop_slot(&voyage).await?;
@@ -69,7 +69,7 @@ async fn a_publication_that_is_dropped_is_told_and_cured() -> Result<()> {
             voyage.sql("DROP PUBLICATION ferry").await?;
             tokio::time::sleep(Duration::from_millis(300)).await;
             voyage.change().await?;
-            told(ferry.wait().await?)?
+            told(&ferry.wait().await?)?
         } else {
             voyage.finished().await?;
             voyage.sql("DROP PUBLICATION ferry").await?;

@@ -134,7 +134,7 @@ impl Voyage {
 
     /// A run until caught up, to its end.
     pub(crate) async fn run(&self) -> Result<Told> {
-        told(self.ferry(&["run", "--until-caught-up"])?.run().await?)
+        told(&self.ferry(&["run", "--until-caught-up"])?.run().await?)
     }
 
     /// Changes of every kind; about 60 kB in the stream.
@@ -186,7 +186,7 @@ impl Voyage {
     pub(crate) async fn stop(&self, ferry: RunningFerry) -> Result<Told> {
         ferry.signal("TERM")?;
         let begun = Instant::now();
-        let told = told(ferry.wait().await?)?;
+        let told = told(&ferry.wait().await?)?;
         ensure!(told.exit == Some(0), "stopped with {:?}: {:#}", told.exit, told.all);
         ensure!(begun.elapsed() < Duration::from_secs(40), "stopping took {:?}", begun.elapsed());
         Ok(told)
@@ -248,7 +248,7 @@ impl Told {
 }
 
 /// What the program has printed for programs.
-pub(crate) fn told(outcome: Outcome) -> Result<Told> {
+pub(crate) fn told(outcome: &Outcome) -> Result<Told> {
     ensure!(!outcome.timed_out, "it hung:\n{}\n{}", outcome.stdout, outcome.stderr);
     let last = outcome.stdout.lines().last().unwrap_or_default();
     let all: Value = serde_json::from_str(last)

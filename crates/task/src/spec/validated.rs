@@ -51,7 +51,7 @@ pub struct Spec {
 #[derive(Clone, Debug)]
 pub enum Connection {
     /// A PostgreSQL server.
-    Postgres(PostgresConnection),
+    Postgres(Box<PostgresConnection>),
     /// A DuckDB file.
     Duckdb(DuckdbConnection),
 }
@@ -227,9 +227,9 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
         let path = format!("connections.{name}");
         rules::name(&path, name, faults);
         let connection = match raw {
-            RawConnection::Postgres(raw) => {
-                postgres(name, &path, raw, &folder, faults, &mut warnings).map(Connection::Postgres)
-            }
+            RawConnection::Postgres(raw) => postgres(name, &path, raw, &folder, faults, &mut warnings)
+                .map(Box::new)
+                .map(Connection::Postgres),
             RawConnection::Duckdb(raw) => duckdb(name, &path, raw, &folder, faults).map(Connection::Duckdb),
         };
         if let Some(connection) = connection {

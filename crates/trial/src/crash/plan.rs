@@ -90,7 +90,7 @@ enum Place {
 
 fn place(name: &str) -> Place {
     match name {
-        "source.after_publication_created" | "source.after_slot_created" => Place::First,
+        "source.after_publication_created" | "source.after_slot_created" | "target.file_made" => Place::First,
         "source.spool_written" | "source.spool_replayed" | "source.mid_transaction" | "target.slice_kept" => {
             Place::Streamed
         }
