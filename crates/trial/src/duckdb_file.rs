@@ -29,6 +29,10 @@ impl TargetPlace for DuckdbFile {
         format!("kind = \"duckdb\"\npath = \"{FILE}\"\n")
     }
 
+    fn small_memory(&self) -> String {
+        "memory_limit = \"300MB\"\n".to_owned()
+    }
+
     fn workload_entries(&self, major: u32) -> String {
         text_overrides(major)
     }

@@ -13,6 +13,7 @@
 pub mod crash;
 pub mod duckdb_file;
 pub mod scene;
+pub mod soak;
 pub mod target_place;
 
 pub use scene::{MAJORS, Scene, options, slot};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use pgferry_trial::crash::{Ended, Matrix};
+use pgferry_trial::soak::{Sample, Soak};
 use pgferry_trial::target_place::KINDS;
 
 #[derive(Parser)]
@@ -22,6 +23,24 @@ struct Arguments {
 enum Command {
     /// Kill pgferry again and again while others write, then compare; a seed decides what happens
     Crash(CrashArguments),
+    /// Run pgferry for long under a mixed load, see that nothing grows, then compare
+    Soak(SoakArguments),
+}
+
+#[derive(Args)]
+struct SoakArguments {
+    /// The target's kind
+    #[arg(long, default_value = "duckdb", value_parser = KINDS.to_vec())]
+    target: String,
+    /// What decides the load
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long others write
+    #[arg(long, default_value_t = 20.0)]
+    minutes: f64,
+    /// How many of them
+    #[arg(long, default_value_t = 2)]
+    sessions: u64,
 }
 
 #[derive(Args)]
@@ -54,7 +73,27 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Crash(arguments) => crash(arguments).await,
+        Command::Soak(arguments) => soak(arguments).await,
     }
+}
+
+async fn soak(arguments: SoakArguments) -> anyhow::Result<ExitCode> {
+    let SoakArguments { target, seed, minutes, sessions } = arguments;
+    let soak = Soak { target, seed, time: Duration::from_secs_f64(minutes * 60.0), sessions };
+    let started = Instant::now();
+    let mut told = Instant::now();
+    println!("seconds  memory MiB  open files  threads  held log MiB");
+    let soaked = soak
+        .run(|&Sample { memory, files, threads, held_log }| {
+            if told.elapsed() >= Duration::from_secs(30) {
+                told = Instant::now();
+                let seconds = started.elapsed().as_secs();
+                println!("{seconds:>7}{:>12}{files:>12}{threads:>9}{:>14}", memory >> 20, held_log >> 20);
+            }
+        })
+        .await?;
+    println!("\n{soaked}");
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn crash(arguments: CrashArguments) -> anyhow::Result<ExitCode> {

@@ -19,6 +19,11 @@ pub trait TargetPlace: Send + Sync {
     /// The lines of its connection in the task file, `kind = …` first. Paths are relative to the scene's folder.
     fn connection(&self) -> String;
 
+    /// More lines of it that keep the target's own memory small, for trials that watch the process's.
+    fn small_memory(&self) -> String {
+        String::new()
+    }
+
     /// Entries of the task `all` for the workload's tables, where the target holds some of their values only in another type.
     fn workload_entries(&self, _major: u32) -> String {
         String::new()

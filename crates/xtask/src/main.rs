@@ -5,9 +5,9 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for developers: it prints")]
 
 mod bench;
-mod crash;
 mod fuzz;
 mod tidy;
+mod trial;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +38,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run pgferry for long under a mixed load and see that nothing grows: --minutes N and more, see --help after --
+    Soak {
+        /// Build and run with the release profile
+        #[arg(long)]
+        release: bool,
+        /// Arguments of `pgferry-trial soak`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Feed decoders, the wire and the task file with inputs that nobody would send
     Fuzz(fuzz::Options),
     /// Measure pgferry side by side with what else there is (all arguments go to pgferry-bench)
@@ -46,7 +55,8 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Crash { release, arguments } => crash::run(&repository(), release, &arguments),
+        Command::Crash { release, arguments } => trial::run(&repository(), "crash", release, &arguments),
+        Command::Soak { release, arguments } => trial::run(&repository(), "soak", release, &arguments),
         Command::Tidy { root } => tidy::run(&root.unwrap_or_else(repository)),
         Command::Fuzz(options) => fuzz::run(&repository(), &options),
         Command::Bench(options) => bench::run(&repository(), &options),

@@ -1,4 +1,4 @@
-//! `cargo xtask crash`: builds the program and its trials, then hands over to `pgferry-trial crash`.
+//! `cargo xtask crash` and `cargo xtask soak`: builds the program and its trials, then hands over to `pgferry-trial`.
 //!
 //! Why not a dependency: xtask stays quick to build for those who only want `tidy`.
 
@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 
-pub(crate) fn run(root: &Path, release: bool, arguments: &[String]) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(root: &Path, which: &str, release: bool, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Both at once: the trial takes the program that lies beside it.
@@ -25,7 +25,7 @@ pub(crate) fn run(root: &Path, release: bool, arguments: &[String]) -> anyhow::R
     let target = own.ancestors().nth(2).context("xtask lies in cargo's target folder")?;
     let trial = target.join(if release { "release" } else { "debug" }).join("pgferry-trial");
     let ended = Command::new(&trial)
-        .arg("crash")
+        .arg(which)
         .args(arguments)
         .status()
         .with_context(|| format!("{} could not be started", trial.display()))?;
