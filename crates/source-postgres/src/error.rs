@@ -64,6 +64,8 @@ pub const TABLE_KIND: Code = Code::new("source.table_kind");
 pub const IDENTITY_CHANGED: Code = Code::new("source.identity_changed");
 /// The server has lost what the target holds: it was put back, or promoted without its predecessor's last transactions.
 pub const HISTORY_LOST: Code = Code::new("source.history_lost");
+/// The server cannot decode its own log from where the slot stands.
+pub const DECODING_FAILED: Code = Code::new("source.decoding_failed");
 /// The snapshot's condition is not valid.
 pub const SNAPSHOT_WHERE: Code = Code::new("source.snapshot_where");
 /// The server ended the stream.
@@ -144,6 +146,18 @@ pub(crate) fn other_timeline(position: Position, stored: u32, now: u32, left: Op
     )
     .with_cause(cause)
     .with_cure(Cure::advice("copy the tables again").resync())
+}
+
+/// The server meets a row of its log whose table it does not find. It would meet it again from the same slot, at every start.
+pub(crate) fn decoding_failed(slot: &str, message: &str) -> Error {
+    Error::task_broken(DECODING_FAILED, format!("the server cannot decode its log for slot {slot} ({message})"))
+        .with_cause("a fault of the server's logical decoding, known where tables are truncated or rewritten while a slot is made")
+        .with_cure(
+            Cure::advice("drop the slot and copy the tables again; a newer minor version of PostgreSQL may have the fault mended")
+                .sql(drop_slot(slot))
+                .run_as("the replication role or superuser")
+                .resync(),
+        )
 }
 
 /// The slot lost its log.

@@ -99,6 +99,10 @@ pub(crate) fn streaming(failure: Error, replication: &Replication, stored: Posit
         // The segment is gone although the slot should hold it: the slot's files were copied or restored.
         "58P01" => error::slot_invalidated(slot, &message).with_origin(failure),
         "42501" => error::no_replication_role("the task's role").with_origin(failure),
+        // PostgreSQL source, `reorderbuffer.c`, `ReorderBufferProcessTXN`: an internal error, so it has no state of its own.
+        "XX000" if message.starts_with("could not map filenode") => {
+            error::decoding_failed(slot, &message).with_origin(failure)
+        }
         _ => failure,
     }
 }
@@ -168,4 +172,27 @@ pub(crate) fn grant(table: &pgferry_model::TableName, user: &str) -> Cure {
         .sql(format!("GRANT USAGE ON SCHEMA {schema} TO {user}"))
         .sql(format!("GRANT SELECT ON {} TO {user}", qualified(table)))
         .run_as(format!("owner of {table} and of its schema, or superuser"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Manage, SelectFrom};
+
+    /// Seen in the crash matrix; no server makes this fault at will.
+    #[test]
+    fn a_server_that_cannot_decode_its_log_is_told_with_the_way_out() {
+        let body = b"SERROR\0VERROR\0CXX000\0Mcould not map filenode \"base/1/2\" to relation OID\0\0";
+        let failure = ServerError::parse(body).into_error("the change stream");
+        let replication = Replication {
+            publication: "p".into(),
+            slot: "ferry".into(),
+            manage: Manage::Create,
+            from: SelectFrom::Tables,
+        };
+        let error = streaming(failure, &replication, Position::ZERO);
+        assert_eq!(error.code(), error::DECODING_FAILED);
+        let cure = format!("{:?}", error.cure());
+        assert!(cure.contains("pg_drop_replication_slot('ferry')"), "{cure}");
+    }
 }

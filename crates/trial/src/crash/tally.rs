@@ -22,6 +22,8 @@ pub struct Tally {
     /// SIGKILL, by what the program was doing.
     pub killed: BTreeMap<Moment, u64>,
     pub stopped: u64,
+    /// Times that the server could not decode its own log, and everything was copied again.
+    pub undecodable: u64,
     pub shutdowns: u64,
     pub starts: u64,
     pub transactions: u64,
@@ -58,6 +60,7 @@ impl Tally {
             *self.killed.entry(*moment).or_default() += count;
         }
         self.stopped += other.stopped;
+        self.undecodable += other.undecodable;
         self.shutdowns += other.shutdowns;
         self.starts += other.starts;
         self.transactions += other.transactions;
@@ -92,6 +95,11 @@ impl fmt::Display for Tally {
         }
         writeln!(f, "PostgreSQL ended at once     {:>9}", self.shutdowns)?;
         writeln!(f, "asked to stop                {:>9}", self.stopped)?;
+        writeln!(
+            f,
+            "log that PostgreSQL could not decode {:>2}   cured by a new slot and copy",
+            self.undecodable
+        )?;
         writeln!(f, "starts of the program        {:>9}", self.starts)?;
         writeln!(f, "transactions known committed {:>9}", self.transactions)?;
         writeln!(f, "rows changed at the source   {:>9}", self.rows_changed)?;
