@@ -33,7 +33,7 @@ const WELL: i32 = 0;
 const SET_ASIDE: i32 = 5;
 const POLL: Duration = Duration::from_millis(4);
 /// How long a run gets to the place where it is to be disturbed.
-const REACH_WITHIN: Duration = Duration::from_secs(12);
+const REACH_WITHIN: Duration = Duration::from_secs(20);
 /// How long a run gets to go on after its server came back.
 const RECOVER_WITHIN: Duration = Duration::from_secs(40);
 const DIFFERENCES_TOLD: usize = 20;
