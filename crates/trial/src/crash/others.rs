@@ -104,7 +104,8 @@ impl Others {
         Ok(())
     }
 
-    fn large_transaction(&mut self, database: &Database, commits: bool) {
+    /// A transaction that is streamed while it is open.
+    pub(super) fn large_transaction(&mut self, database: &Database, commits: bool) {
         self.large_made += 1;
         let (first, rows) = (self.large_made * ROOM, self.large_rows);
         let insert = |from: u64, rows: u64| {

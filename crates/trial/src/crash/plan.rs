@@ -103,6 +103,11 @@ fn place(name: &str) -> Place {
     }
 }
 
+/// Whether a failpoint is met with streamed transactions only: they have to begin after the stream did.
+pub(super) fn streamed(name: &str) -> bool {
+    place(name) == Place::Streamed
+}
+
 impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64) -> Plan {
