@@ -99,12 +99,13 @@ impl Others {
             self.begin(database)?;
         }
         if streamed || self.random.chance(40) {
-            self.large_transaction(database);
+            self.large_transaction(database, streamed);
         }
         Ok(())
     }
 
-    fn large_transaction(&mut self, database: &Database) {
+    /// A transaction that is streamed while it is open.
+    pub(super) fn large_transaction(&mut self, database: &Database, commits: bool) {
         self.large_made += 1;
         let (first, rows) = (self.large_made * ROOM, self.large_rows);
         let insert = |from: u64, rows: u64| {
@@ -120,7 +121,8 @@ impl Others {
             2 => format!("SAVEPOINT part; {}; RELEASE part", insert(rows, rows / 4)),
             _ => "SELECT 1".to_owned(),
         };
-        let end = if self.random.chance(15) { "ROLLBACK" } else { "COMMIT" };
+        let rolled_back = self.random.chance(15) && !commits;
+        let end = if rolled_back { "ROLLBACK" } else { "COMMIT" };
         let gone = first.saturating_sub(2 * ROOM);
         let wait = self.random.below(400);
         let sql =

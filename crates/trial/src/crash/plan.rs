@@ -103,6 +103,11 @@ fn place(name: &str) -> Place {
     }
 }
 
+/// Whether a failpoint is met with streamed transactions only: they have to begin after the stream did.
+pub(super) fn streamed(name: &str) -> bool {
+    place(name) == Place::Streamed
+}
+
 impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64) -> Plan {
@@ -121,6 +126,10 @@ impl Plan {
         let own_nth = if seed < names { 1 } else { nth(random, own) };
         let mut steps = steps(random, (own, own_nth), own_server);
         steps.truncate(8);
+        // Large enough to be kept in files, and more than a delivery holds.
+        let streamed = place(own) == Place::Streamed;
+        let large_rows = [3_000, 12_000, 25_000][random.index(3)];
+        let memory_mib = [4, 4, 16][random.index(3)];
         Plan {
             seed,
             major,
@@ -128,9 +137,9 @@ impl Plan {
             narrow_tables: random.between(1, 5) as usize,
             rows: [40, 120, 300][random.index(3)],
             sessions: random.between(1, 2),
-            large_rows: [3_000, 12_000, 25_000][random.index(3)],
+            large_rows: if streamed { 30_000 } else { large_rows },
             batch_size: [50, 400, 100_000][random.index(3)],
-            memory_mib: [4, 4, 16][random.index(3)],
+            memory_mib: if streamed { 4 } else { memory_mib },
             workers: [1, 2, 4][random.index(3)],
             sync_interval_ms: [20, 100, 400][random.index(3)],
             steps,

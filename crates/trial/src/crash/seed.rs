@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 
 use super::ledger::{Ledger, Since};
 use super::others::{self, Activity, Others};
-use super::plan::{Moment, Plan, Step};
+use super::plan::{self, Moment, Plan, Step};
 use super::tally::Tally;
 use crate::scene::{Scene, expect_code, slot};
 use crate::target_place;
@@ -33,7 +33,7 @@ const WELL: i32 = 0;
 const SET_ASIDE: i32 = 5;
 const POLL: Duration = Duration::from_millis(4);
 /// How long a run gets to the place where it is to be disturbed.
-const REACH_WITHIN: Duration = Duration::from_secs(12);
+const REACH_WITHIN: Duration = Duration::from_secs(20);
 /// How long a run gets to go on after its server came back.
 const RECOVER_WITHIN: Duration = Duration::from_secs(40);
 const DIFFERENCES_TOLD: usize = 20;
@@ -152,8 +152,11 @@ impl Seed {
     async fn failpoint(&mut self, name: &'static str, nth: u32) -> Result<()> {
         let ends = matches!(name, "run.stream_ended" | "target.before_checkpoint");
         let to_the_end = ends || self.random.chance(30);
-        let running = self.start(Some((name, nth)), to_the_end)?;
+        let mut running = self.start(Some((name, nth)), to_the_end && !plan::streamed(name))?;
         let client = self.scene.database.client().await?;
+        if plan::streamed(name) && self.reach(&mut running, &client, Moment::Stream).await? {
+            self.others.large_transaction(&self.scene.database, true);
+        }
         self.abort_or_kill(running, &client, Some(name)).await
     }
 
