@@ -1,11 +1,13 @@
-//! Named places where a crash test ends the process.
+//! Named places where a test ends the process, or holds it up.
 //!
-//! Armed by the environment only: `PGFERRY_FAILPOINT=name:nth` aborts at the `nth` passage (from 1) of `name`. Unarmed, a
+//! Armed by the environment only: `PGFERRY_FAILPOINT=name:nth` aborts at the `nth` passage (from 1) of `name`; `name:nth:milliseconds` lets
+//! that passage and every later one take so long, on the thread that passes. Unarmed, a
 //! passage is one load of a constant. `NAMES` lists every failpoint; the crash tests go through the list,
 //! and one of them compares it with the passages in the code.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Every failpoint's name, in order.
 pub const NAMES: &[&str] = &[
@@ -51,25 +53,33 @@ pub const NAMES: &[&str] = &[
 struct Armed {
     name: String,
     nth: u64,
+    /// Instead of the end.
+    pause: Option<Duration>,
     passed: AtomicU64,
 }
 
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
-/// Passes a failpoint; aborts the process when it is armed and this is the passage.
+/// Passes a failpoint; aborts the process, or waits, when it is armed and this is the passage.
 #[inline]
 pub fn pass(name: &str) {
     if let Some(armed) = ARMED.get_or_init(from_environment)
         && armed.name == name
-        && armed.passed.fetch_add(1, Ordering::SeqCst) + 1 == armed.nth
     {
-        std::process::abort();
+        let passage = armed.passed.fetch_add(1, Ordering::SeqCst) + 1;
+        match armed.pause {
+            Some(pause) if passage >= armed.nth => std::thread::sleep(pause),
+            None if passage == armed.nth => std::process::abort(),
+            _ => {}
+        }
     }
 }
 
 fn from_environment() -> Option<Armed> {
     let setting = std::env::var("PGFERRY_FAILPOINT").ok()?;
-    let (name, nth) = setting.split_once(':').unwrap_or((&setting, "1"));
-    let nth = nth.parse().ok()?;
-    Some(Armed { name: name.to_owned(), nth, passed: AtomicU64::new(0) })
+    let mut parts = setting.split(':');
+    let name = parts.next()?.to_owned();
+    let nth = parts.next().unwrap_or("1").parse().ok()?;
+    let pause = parts.next().map(str::parse).transpose().ok()?.map(Duration::from_millis);
+    Some(Armed { name, nth, pause, passed: AtomicU64::new(0) })
 }
