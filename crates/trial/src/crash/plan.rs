@@ -98,7 +98,8 @@ fn place(name: &str) -> Place {
         "run.stream_ended" | "target.before_checkpoint" => Place::End,
         _ if name.starts_with("resync.") => Place::Resync,
         _ if name.starts_with("handover.") || name.starts_with("target.load_") => Place::Copy,
-        "source.mid_copy" | "source.after_cut_created" | "target.table_created" => Place::Copy,
+        "source.mid_copy" | "source.after_cut_created" => Place::Copy,
+        "target.table_created" | "target.begin_before_commit" => Place::Copy,
         _ => Place::Stream,
     }
 }
@@ -218,6 +219,8 @@ fn nth(random: &mut SeededRandom, name: &str) -> u32 {
     let most = match name {
         "run.opened" | "run.prepared" | "source.after_cut_created" | "handover.before_stream" => 1,
         "run.stream_ended" | "target.before_checkpoint" | "target.slice_kept" => 1,
+        // Tables are begun together.
+        "handover.before_begin_copy" | "handover.after_begin_copy" | "target.begin_before_commit" => 1,
         "source.mid_transaction" | "source.spool_replayed" => 12,
         _ => 4,
     };
