@@ -101,7 +101,8 @@ impl RowSender {
         let with_cells = row_bytes + table.columns.len() * size_of::<CellRef>() + SIZE_OF_ROW_ENTRY;
         let rows = (self.batch_bytes_max / with_cells).min(self.batch_rows_max) + 1;
         let rows = rows.min(usize::try_from(table.rows_estimated).unwrap_or(usize::MAX));
-        Batch::with_capacity(Arc::clone(table), rows, rows * row_bytes)
+        // Estimates may be far off: of a table that was emptied row by row the bytes are still there.
+        Batch::with_capacity(Arc::clone(table), rows, (rows * row_bytes).min(self.batch_bytes_max))
     }
 
     /// Hands over a batch; waits while the loader is behind. Fails when the loader has given up.
@@ -167,6 +168,37 @@ impl RowReceiver {
                 Ok(None)
             }
             Some(Message::End { .. }) | None => Err(interrupted()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgferry_model::{TableId, TableName};
+
+    use super::*;
+
+    #[test]
+    fn a_new_batch_takes_no_more_room_than_a_batch_may_have_whatever_the_estimates_say() {
+        let (sender, _receiver) = rows_between();
+        let sender = sender.limited(usize::MAX, 1 << 20);
+        for (rows_estimated, bytes) in
+            [(0, 0), (0, 1 << 40), (1, 1 << 40), (1 << 40, 1), (1_000_000, 570_000_000)]
+        {
+            let name = TableName::new("public", "t");
+            let table = Arc::new(Table {
+                id: TableId(0),
+                target_name: name.clone(),
+                name,
+                columns: Vec::new(),
+                key: Vec::new(),
+                key_enforced: false,
+                full_identity: false,
+                rows_estimated,
+                bytes,
+            });
+            let room = sender.empty_batch(&table).room_bytes();
+            assert!(room <= 2 << 20, "{rows_estimated} rows of {bytes} bytes: room for {room}");
         }
     }
 }
