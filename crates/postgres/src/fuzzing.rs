@@ -61,7 +61,8 @@ pub async fn talk(
     }
 }
 
-fn place() -> Place {
+/// Where nobody is.
+pub(crate) fn place() -> Place {
     Place {
         host: "here".into(),
         port: 5432,

@@ -166,15 +166,7 @@ mod tests {
     async fn what_came_before_the_end_is_read_although_nobody_took_it_in_time() {
         let thread = ConnectionThread::start().expect("a thread");
         let (ours, mut theirs) = thread.open(async { UnixStream::pair() }).await.expect("a pair of sockets");
-        let place = Place {
-            host: "here".into(),
-            port: 5432,
-            database: "d".into(),
-            user: "u".into(),
-            own_address: None,
-            encrypted: false,
-        };
-        let (reader, _writer) = Session::over(ByteStream::Unix(ours), place).into_split();
+        let (reader, _writer) = Session::over(ByteStream::Unix(ours), crate::fuzzing::place()).into_split();
         let mut ahead = ReadAhead::start(thread, reader);
         // More than the pieces that may wait, less than the buffer behind them.
         let sent = READ_BYTES * 3 / 4 / 1000;
