@@ -24,5 +24,5 @@ pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
 pub use connection_thread::ConnectionThread;
 pub use error::{server_error, sqlstate};
 pub use read_ahead::ReadAhead;
-pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter};
+pub use session::{Frame, Purpose, ResultRow, Session, SessionReader, SessionWriter, result_row};
 pub use sql::{quote_identifier, quote_literal};

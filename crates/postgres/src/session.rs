@@ -251,7 +251,7 @@ impl Session {
                 Err(_) => break,
             };
             match tag {
-                b'D' => rows.push(data_row(&body)?),
+                b'D' => rows.push(result_row(&body)?),
                 b'E' => failure = Some(ServerError::parse(&body)),
                 b'Z' => break,
                 _ => {}
@@ -343,7 +343,8 @@ impl Session {
     }
 }
 
-fn data_row(body: &[u8]) -> Result<ResultRow> {
+/// The values of a DataRow message, in text form (PostgreSQL docs, "Message Formats").
+pub fn result_row(body: &[u8]) -> Result<ResultRow> {
     let mut rest = body;
     if rest.len() < 2 {
         return Err(malformed("a short row"));
@@ -435,7 +436,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_a_row_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            if let Ok(row) = data_row(&bytes) {
+            if let Ok(row) = result_row(&bytes) {
                 prop_assert!(row.capacity() <= bytes.len());
             }
         }
@@ -452,9 +453,9 @@ mod tests {
                     None => bytes.extend((-1i32).to_be_bytes()),
                 }
             }
-            prop_assert_eq!(data_row(&bytes).unwrap(), row.clone());
+            prop_assert_eq!(result_row(&bytes).unwrap(), row.clone());
             if !bytes.is_empty() && !row.is_empty() {
-                prop_assert!(data_row(&bytes[..bytes.len() - 1]).is_err());
+                prop_assert!(result_row(&bytes[..bytes.len() - 1]).is_err());
             }
         }
 

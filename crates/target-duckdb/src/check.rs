@@ -9,7 +9,7 @@ use crate::schema::{
     Entries, column_types, create_statements, owner_before, qualified, remake_statements, target_name,
     verify_existing,
 };
-use crate::{DuckdbTarget, progress};
+use crate::DuckdbTarget;
 
 /// Looks at the file and at every table's place in it.
 pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec<Finding>> {
@@ -42,9 +42,8 @@ fn place(
     let (name, types) = (target_name(&target.config, table), column_types(&target.config, table));
     let task = target.task();
     let found = entries.existing(connection, &name)?;
-    let free = entries
-        .verify_no_view(table, &name)
-        .and_then(|()| owner_before(connection, task.as_ref(), plan, &name, entries));
+    let free =
+        entries.verify_no_view(table, &name).and_then(|()| owner_before(task.as_ref(), plan, &name, entries));
     match free {
         Ok(_) => {}
         // What belongs to the table is a finding; what keeps from looking is not.
@@ -54,9 +53,7 @@ fn place(
     let Some(columns) = found else {
         return Ok(Ok(format!("{name} will be made")));
     };
-    let owner = progress::owners(connection, entries, &name)?
-        .into_iter()
-        .find(|owner| owner.is(task.as_ref(), &table.name));
+    let owner = entries.owners(&name).find(|owner| owner.is(task.as_ref(), &table.name));
     let remade = match &owner {
         Some(owner) => {
             owner.state == TableState::Waiting
@@ -80,8 +77,7 @@ pub(crate) fn statements(target: &DuckdbTarget, plan: &TablePlan) -> Result<Vec<
     let connection = target.reading()?;
     let entries = Entries::read(&connection)?;
     let (found, task) = (entries.existing(&connection, &name)?, target.task());
-    let owners = progress::owners(&connection, &entries, &name)?;
-    if let Some(owner) = owners.iter().find(|owner| owner.is(task.as_ref(), &table.name)) {
+    if let Some(owner) = entries.owners(&name).find(|owner| owner.is(task.as_ref(), &table.name)) {
         let waits = owner.state == TableState::Waiting;
         return Ok(if waits { remake_statements(&name, plan, &types, found.as_deref()) } else { Vec::new() });
     }

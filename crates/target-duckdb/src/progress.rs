@@ -18,7 +18,6 @@ use pgferry_model::{
 };
 
 use crate::error::{STATEMENT, fenced, refused};
-use crate::schema::Entries;
 
 const CREATE: &str = "CREATE SCHEMA IF NOT EXISTS pgferry;
 CREATE TABLE IF NOT EXISTS pgferry.task (
@@ -205,28 +204,40 @@ pub(crate) fn identify(connection: &Connection, task: &TaskId, source: &SourceId
     Ok(())
 }
 
-/// Notes a table that the task has made or taken over, in place of what was noted of it. An empty target name: it has not; the
-/// table in the file, if any, is somebody else's.
-pub(crate) fn add_table(
-    connection: &Connection,
-    task: &TaskId,
-    source: &TableName,
-    target: &TableName,
-    rows_before: u64,
-) -> Result<()> {
+/// A table that the task has made or taken over.
+pub(crate) struct Taken {
+    pub(crate) source: TableName,
+    /// Empty: the task has not taken it over; the table in the file, if any, is somebody else's.
+    pub(crate) target: TableName,
+    /// Rows that it held before.
+    pub(crate) rows_before: u64,
+}
+
+/// Notes tables, in place of what was noted of them.
+pub(crate) fn add_tables(connection: &Connection, task: &TaskId, tables: &[Taken]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let named = one_of(tables.iter().map(|table| &table.source));
     connection
-        .execute(
-            "DELETE FROM pgferry.table_state WHERE task = ? AND source_schema = ? AND source_table = ?",
-            params![task.as_str(), &*source.schema, &*source.name],
-        )
+        .execute(&format!("DELETE FROM pgferry.table_state WHERE task = ? AND {named}"), [task.as_str()])
         .map_err(storing)?;
-    connection
-        .execute(
-            "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_before, state) \
-             VALUES (?, ?, ?, ?, ?, ?, 'waiting')",
-            params![task.as_str(), &*source.schema, &*source.name, &*target.schema, &*target.name, rows_before],
+    let row = |table: &Taken| {
+        let [schema, name] = [&table.source.schema, &table.source.name].map(|text| literal(text));
+        let [to_schema, to_name] = [&table.target.schema, &table.target.name].map(|text| literal(text));
+        format!(
+            "({}, {schema}, {name}, {to_schema}, {to_name}, {}, 'waiting')",
+            literal(task.as_str()),
+            table.rows_before
         )
-        .map_err(storing)?;
+    };
+    let rows: Vec<String> = tables.iter().map(row).collect();
+    let insert = format!(
+        "INSERT INTO pgferry.table_state (task, source_schema, source_table, target_schema, target_table, rows_before, state) \
+         VALUES {}",
+        rows.join(", ")
+    );
+    connection.execute(&insert, []).map_err(storing)?;
     Ok(())
 }
 
@@ -247,7 +258,7 @@ pub(crate) fn set_states(
     };
     let statement = format!(
         "UPDATE pgferry.table_state SET state = ?, code = ?, problem = ?, cut = coalesce(?, cut) WHERE task = ? AND {}",
-        one_of(tables)
+        one_of(tables.iter().map(|table| &table.name))
     );
     let store = || {
         let cut = cut.map(|cut| cut.to_string());
@@ -258,22 +269,24 @@ pub(crate) fn set_states(
     if store()? < tables.len() {
         let noted: HashSet<TableName> =
             read_tables(connection, task)?.into_iter().map(|known| known.name).collect();
-        for table in tables.iter().filter(|table| !noted.contains(&table.name)) {
-            add_table(connection, task, &table.name, &TableName::new("", ""), 0)?;
-        }
+        let unknown = tables.iter().map(|table| table.name.clone()).filter(|name| !noted.contains(name));
+        let unknown: Vec<Taken> =
+            unknown.map(|source| Taken { source, target: TableName::new("", ""), rows_before: 0 }).collect();
+        add_tables(connection, task, &unknown)?;
         store()?;
     }
     Ok(())
 }
 
 /// The condition that a row is one of those tables'.
-fn one_of(tables: &[Arc<Table>]) -> String {
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let names: Vec<String> = tables
-        .iter()
-        .map(|table| format!("({}, {})", literal(&table.name.schema), literal(&table.name.name)))
-        .collect();
+fn one_of<'a>(tables: impl Iterator<Item = &'a TableName>) -> String {
+    let names: Vec<String> =
+        tables.map(|name| format!("({}, {})", literal(&name.schema), literal(&name.name))).collect();
     format!("(source_schema, source_table) IN ({})", names.join(", "))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// Forgets a table's copy, or with `None` every table's, and the position and what it belongs to. A table that still waits for its
@@ -325,30 +338,15 @@ pub(crate) fn kept(
     Ok(all)
 }
 
-/// Rows that the table held before the task, and its state; `None`: the task has neither made nor taken over the table.
-pub(crate) fn copied_before(
-    connection: &Connection,
-    task: &TaskId,
-    table: &TableName,
-) -> Result<Option<(u64, TableState)>> {
-    let found = connection.query_row(
-        "SELECT rows_before, state FROM pgferry.table_state \
-         WHERE task = ? AND source_schema = ? AND source_table = ? AND target_table <> ''",
-        params![task.as_str(), &*table.schema, &*table.name],
-        |row| Ok((row.get(0)?, row.get::<_, String>(1)?)),
-    );
-    match found {
-        Ok((rows, state)) => Ok(Some((rows, state_of(&state, None, None)))),
-        Err(duckdb::Error::QueryReturnedNoRows) => Ok(None),
-        Err(failure) => Err(asking(failure)),
-    }
-}
-
 /// A source table whose rows go to a table of the file.
+#[derive(Clone, Debug)]
 pub(crate) struct Owner {
     pub(crate) task: TaskId,
     pub(crate) source: TableName,
+    pub(crate) target: TableName,
     pub(crate) state: TableState,
+    /// Rows that the table held before the task.
+    pub(crate) rows_before: u64,
 }
 
 impl Owner {
@@ -358,15 +356,12 @@ impl Owner {
     }
 }
 
-/// The source tables, of all tasks, whose rows go to a table of the file; none in a file that no task has opened.
-pub(crate) fn owners(connection: &Connection, entries: &Entries, target: &TableName) -> Result<Vec<Owner>> {
-    if !entries.has_table(&TableName::new("pgferry", "table_state")) {
-        return Ok(Vec::new());
-    }
+/// The source tables, of all tasks, whose rows go to tables of the file.
+pub(crate) fn owners(connection: &Connection) -> Result<Vec<Owner>> {
     let mut statement = connection
         .prepare(
-            "SELECT task, source_schema, source_table, state FROM pgferry.table_state \
-             WHERE lower(target_schema) = lower(?) AND lower(target_table) = lower(?)",
+            "SELECT task, source_schema, source_table, target_schema, target_table, state, rows_before \
+             FROM pgferry.table_state WHERE target_table <> ''",
         )
         .map_err(asking)?;
     let owner = |row: &duckdb::Row<'_>| {
@@ -374,10 +369,12 @@ pub(crate) fn owners(connection: &Connection, entries: &Entries, target: &TableN
         Ok(Owner {
             task: TaskId::new(text(0)?),
             source: TableName::new(text(1)?, text(2)?),
-            state: state_of(&text(3)?, None, None),
+            target: TableName::new(text(3)?, text(4)?),
+            state: state_of(&text(5)?, None, None),
+            rows_before: row.get(6)?,
         })
     };
-    let rows = statement.query_map([&*target.schema, &*target.name], owner).map_err(asking)?;
+    let rows = statement.query_map([], owner).map_err(asking)?;
     rows.collect::<duckdb::Result<Vec<_>>>().map_err(asking)
 }
 
@@ -393,21 +390,22 @@ pub(crate) fn take_from(connection: &Connection, owner: &TaskId, table: &TableNa
     Ok(())
 }
 
-/// Whether a chunk is loaded.
-pub(crate) fn chunk_done(
+/// Which of the tables have this chunk loaded.
+pub(crate) fn chunks_done(
     connection: &Connection,
     task: &TaskId,
-    table: &TableName,
+    tables: &[&TableName],
     number: u32,
-) -> Result<bool> {
-    let count: i64 = connection
-        .query_row(
-            "SELECT count(*) FROM pgferry.chunk WHERE task = ? AND source_schema = ? AND source_table = ? AND number = ?",
-            params![task.as_str(), &*table.schema, &*table.name, number],
-            |row| row.get(0),
-        )
+) -> Result<HashSet<TableName>> {
+    let named = one_of(tables.iter().copied());
+    let mut statement = connection
+        .prepare(&format!(
+            "SELECT source_schema, source_table FROM pgferry.chunk WHERE task = ? AND number = ? AND {named}"
+        ))
         .map_err(asking)?;
-    Ok(count > 0)
+    let name = |row: &duckdb::Row<'_>| Ok(TableName::new(row.get::<_, String>(0)?, row.get::<_, String>(1)?));
+    let rows = statement.query_map(params![task.as_str(), number], name).map_err(asking)?;
+    rows.collect::<duckdb::Result<HashSet<_>>>().map_err(asking)
 }
 
 /// Notes a loaded chunk.
@@ -443,7 +441,8 @@ pub(crate) fn forget_chunks_of(connection: &Connection, task: &TaskId, tables: &
     if tables.is_empty() {
         return Ok(());
     }
-    let statement = format!("DELETE FROM pgferry.chunk WHERE task = ? AND {}", one_of(tables));
+    let named = one_of(tables.iter().map(|table| &table.name));
+    let statement = format!("DELETE FROM pgferry.chunk WHERE task = ? AND {named}");
     connection.execute(&statement, [task.as_str()]).map_err(storing)?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! No index on the key: every commit would maintain it row by row; deletes find rows by a join, which costs a fraction.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use duckdb::Connection;
 use pgferry_model::{Column, Cure, Error, Result, Table, TableName, TaskId};
@@ -82,17 +82,14 @@ pub(crate) fn remake_statements(
 /// Who held a table of the file before this task, which takes it over; a table takes the rows of one source table. Refused where it is
 /// another one of this task, and where another task holds it and this one is not told to empty or to replace it.
 pub(crate) fn owner_before(
-    connection: &Connection,
     task: Option<&TaskId>,
     plan: &TablePlan,
     name: &TableName,
     entries: &Entries,
 ) -> Result<Option<Owner>> {
     let table = &plan.table;
-    let mut owners = progress::owners(connection, entries, name)?;
-    owners.retain(|owner| !owner.is(task, &table.name));
-    owners.sort_by_key(|owner| Some(&owner.task) != task);
-    let Some(owner) = owners.into_iter().next() else { return Ok(None) };
+    let others = entries.owners(name).filter(|owner| !owner.is(task, &table.name));
+    let Some(owner) = others.min_by_key(|owner| Some(&owner.task) != task) else { return Ok(None) };
     if Some(&owner.task) == task || plan.if_exists == IfTargetExists::Append {
         let problem =
             format!("{} would go to {name}, which takes {} of task {}", table.name, owner.source, owner.task);
@@ -103,15 +100,22 @@ pub(crate) fn owner_before(
     if entries.has_table(name) && plan.if_exists == IfTargetExists::Error {
         return Err(table_exists(&table.name, name));
     }
-    Ok(Some(owner))
+    Ok(Some(owner.clone()))
 }
 
-/// What the file has: tables and views by their names, without regard to case. Read once for many tables: DuckDB's own lists take as
-/// long as preparing several tables, and where a name is missing it looks for one that is like it, among all.
+/// What the file has: tables and views by their names, without regard to case, and what tasks have noted of tables. Read once for many
+/// tables: DuckDB's own lists take as long as preparing several tables, and where a name is missing it looks for one that is like it,
+/// among all.
 pub(crate) struct Entries {
     tables: HashSet<(String, String)>,
     views: HashSet<(String, String)>,
+    owners: HashMap<Source, Owner>,
+    /// Their keys, by the target table's name.
+    by_target: HashMap<(String, String), Vec<Source>>,
 }
+
+/// A task and a table of its source.
+type Source = (TaskId, TableName);
 
 impl Entries {
     pub(crate) fn read(connection: &Connection) -> Result<Entries> {
@@ -125,7 +129,39 @@ impl Entries {
             "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()";
         let views = "SELECT schema_name, view_name FROM duckdb_views() \
                      WHERE database_name = current_database() AND NOT internal";
-        Ok(Entries { tables: read(tables).map_err(refused)?, views: read(views).map_err(refused)? })
+        let (tables, views) = (read(tables).map_err(refused)?, read(views).map_err(refused)?);
+        let mut entries = Entries { tables, views, owners: HashMap::new(), by_target: HashMap::new() };
+        // None in a file that no task has opened.
+        if entries.has_table(&TableName::new("pgferry", "table_state")) {
+            progress::owners(connection)?.into_iter().for_each(|owner| entries.add_owner(owner));
+        }
+        Ok(entries)
+    }
+
+    /// The source tables, of all tasks, whose rows go to a table of the file.
+    pub(crate) fn owners(&self, target: &TableName) -> impl Iterator<Item = &Owner> {
+        let keys = self.by_target.get(&lower(target)).map_or(&[][..], Vec::as_slice);
+        keys.iter().filter_map(|key| self.owners.get(key))
+    }
+
+    /// What a task has noted of a source table; `None`: it has neither made nor taken over a table for it.
+    pub(crate) fn noted(&self, task: &TaskId, source: &TableName) -> Option<&Owner> {
+        self.owners.get(&(task.clone(), source.clone()))
+    }
+
+    pub(crate) fn add_owner(&mut self, owner: Owner) {
+        let key = (owner.task.clone(), owner.source.clone());
+        self.remove_owner(&key);
+        self.by_target.entry(lower(&owner.target)).or_default().push(key.clone());
+        self.owners.insert(key, owner);
+    }
+
+    pub(crate) fn remove_owner(&mut self, key: &Source) {
+        if let Some(gone) = self.owners.remove(key)
+            && let Some(keys) = self.by_target.get_mut(&lower(&gone.target))
+        {
+            keys.retain(|other| other != key);
+        }
     }
 
     /// The columns of a table, where there is one.

@@ -1,5 +1,6 @@
 //! The target's contract on DuckDB: every call on a thread that may block, with a connection of its own.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,6 +19,7 @@ use pgferry_pipeline::{
 use crate::config::DuckdbConfig;
 use crate::database::{Database, Session};
 use crate::error::{APPEND_INTERRUPTED, fenced, refused, table_exists, table_gone};
+use crate::progress::{Owner, Taken};
 use crate::schema::{
     Entries, column_type, column_types, create_statements, existing, owner_before, qualified,
     remake_statements, target_name, verify_existing, verify_names,
@@ -35,6 +37,8 @@ struct Open {
     task: Option<TaskId>,
     epoch: u64,
     position: Position,
+    /// Source tables whose table was made just now: there is nothing in it.
+    made: HashSet<TableName>,
 }
 
 /// A DuckDB file as a target.
@@ -63,6 +67,7 @@ impl DuckdbTarget {
                 task: None,
                 epoch: 0,
                 position: Position::ZERO,
+                made: HashSet::new(),
             }),
         };
         work(open)
@@ -124,30 +129,35 @@ fn prepare(
     task: &TaskId,
     config: &DuckdbConfig,
     plan: &TablePlan,
-    entries: &Entries,
-) -> Result<()> {
+    entries: &mut Entries,
+) -> Result<Prepared> {
     let table = &plan.table;
     let (name, types) = (target_name(config, table), column_types(config, table));
     verify_names(table, &name)?;
     entries.verify_no_view(table, &name)?;
     let found = entries.existing(connection, &name)?;
-    if let Some(owner) = owner_before(connection, Some(task), plan, &name, entries)? {
+    if let Some(owner) = owner_before(Some(task), plan, &name, entries)? {
         progress::take_from(connection, &owner.task, &owner.source)?;
+        entries.remove_owner(&(owner.task, owner.source));
     }
     let doing = format!("preparing {name}");
     let execute =
         |statement: &str| connection.execute_batch(statement).map_err(|failure| refused(&doing, failure));
-    let noted = progress::copied_before(connection, task, &table.name)?;
+    let noted = entries.noted(task, &table.name);
     let ours = noted.is_some();
     let mut rows_before = 0;
-    if noted.is_some_and(|(_, state)| state == TableState::Waiting) {
+    if noted.is_some_and(|noted| noted.state == TableState::Waiting) {
         let remade = remake_statements(&name, plan, &types, found.as_deref());
         if !remade.is_empty() {
-            return remade.iter().try_for_each(|statement| execute(statement));
+            remade.iter().try_for_each(|statement| execute(statement))?;
+            return Ok(Prepared { taken: None, made: true });
         }
     }
     match (&found, ours) {
-        (Some(found), true) => return verify_existing(&name, table, &types, found),
+        (Some(found), true) => {
+            verify_existing(&name, table, &types, found)?;
+            return Ok(Prepared { taken: None, made: false });
+        }
         (None, true) => return Err(table_gone(&table.name, &name)),
         (None, false) => {}
         (Some(found), false) => match plan.if_exists {
@@ -165,13 +175,28 @@ fn prepare(
             IfTargetExists::Replace => execute(&format!("DROP TABLE {}", qualified(&name)))?,
         },
     }
-    if found.is_none() || plan.if_exists == IfTargetExists::Replace {
-        for statement in create_statements(&name, table, &types) {
-            execute(&statement)?;
-        }
+    let made = found.is_none() || plan.if_exists == IfTargetExists::Replace;
+    if made {
+        execute(&create_statements(&name, table, &types).join("; "))?;
         failpoint::pass("target.table_created");
     }
-    progress::add_table(connection, task, &table.name, &name, rows_before)
+    let source = table.name.clone();
+    entries.add_owner(Owner {
+        task: task.clone(),
+        source: source.clone(),
+        target: name.clone(),
+        state: TableState::Waiting,
+        rows_before,
+    });
+    Ok(Prepared { taken: Some(Taken { source, target: name, rows_before }), made })
+}
+
+/// What preparing a table has done.
+struct Prepared {
+    /// What is to be noted of it.
+    taken: Option<Taken>,
+    /// It was made just now, and is empty.
+    made: bool,
 }
 
 fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> Result<()> {
@@ -200,14 +225,19 @@ fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> 
 }
 
 /// Takes out what an unfinished copy left.
-fn empty(connection: &Connection, task: &TaskId, config: &DuckdbConfig, table: &Table) -> Result<()> {
+fn empty(
+    connection: &Connection,
+    task: &TaskId,
+    config: &DuckdbConfig,
+    table: &Table,
+    entries: &Entries,
+) -> Result<()> {
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
-    let (rows_before, state) = progress::copied_before(connection, task, &table.name)?
-        .ok_or_else(|| table_exists(&table.name, &name))?;
-    let emptied = match rows_before {
+    let noted = entries.noted(task, &table.name).ok_or_else(|| table_exists(&table.name, &name))?;
+    let emptied = match noted.rows_before {
         0 => format!("DELETE FROM {}", qualified(&name)),
-        rows if untouched_since_copied(table, &state) => remove_copied(&name, rows),
+        rows if untouched_since_copied(table, &noted.state) => remove_copied(&name, rows),
         _ => return Err(append_interrupted(table, &name)),
     };
     connection.execute_batch(&emptied).map_err(|failure| refused("emptying a table", failure))
@@ -314,11 +344,23 @@ impl Target for DuckdbTarget {
 
     async fn prepare_all(&self, plans: &[TablePlan]) -> Result<()> {
         let plans = plans.to_vec();
-        self.in_transaction("preparing the tables", move |connection, task, config| {
-            let entries = Entries::read(connection)?;
-            plans.iter().try_for_each(|plan| prepare(connection, task, config, plan, &entries))
+        let made = self
+            .in_transaction("preparing the tables", move |connection, task, config| {
+                let mut entries = Entries::read(connection)?;
+                let (mut taken, mut made) = (Vec::new(), Vec::new());
+                for plan in &plans {
+                    let prepared = prepare(connection, task, config, plan, &mut entries)?;
+                    taken.extend(prepared.taken);
+                    made.extend(prepared.made.then(|| plan.table.name.clone()));
+                }
+                progress::add_tables(connection, task, &taken)?;
+                Ok(made)
+            })
+            .await?;
+        self.connected(|open| {
+            open.made.extend(made);
+            Ok(())
         })
-        .await
     }
 
     async fn begin_copy(&self, table: &Arc<Table>, mark: CopyMark) -> Result<()> {
@@ -330,6 +372,7 @@ impl Target for DuckdbTarget {
         let start = self
             .blocking(move |target| {
                 let (session, task, epoch) = target.session()?;
+                let made = target.connected(|open| Ok(std::mem::take(&mut open.made)))?;
                 let doing = "starting a copy";
                 let newest = session.newest(&task, epoch)?;
                 session.execute_batch("BEGIN TRANSACTION").map_err(|failure| refused(doing, failure))?;
@@ -337,8 +380,9 @@ impl Target for DuckdbTarget {
                     let stored = progress::position(&session, &task)?;
                     let start = mark.stream_start.filter(|_| stored.is_none());
                     progress::verify_epoch(&session, &task, epoch)?;
-                    for table in &tables {
-                        empty(&session, &task, &target.config, table)?;
+                    let entries = Entries::read(&session)?;
+                    for table in tables.iter().filter(|table| !made.contains(&table.name)) {
+                        empty(&session, &task, &target.config, table, &entries)?;
                     }
                     progress::forget_chunks_of(&session, &task, &tables)?;
                     progress::set_states(&session, &task, &tables, &TableState::Copying, Some(mark.cut))?;
@@ -408,6 +452,7 @@ impl Target for DuckdbTarget {
     async fn apply(&self, delivery: Arc<Delivery<TableChanges>>) -> Result<Receipt> {
         self.blocking(move |target| {
             let (writer, task, epoch, stored) = target.connected(|open| {
+                open.made.clear();
                 let task = open.task.clone().ok_or_else(fenced)?;
                 let writer = open.writer.clone().ok_or_else(fenced)?;
                 Ok((writer, task, open.epoch, open.position))

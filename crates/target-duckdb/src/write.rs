@@ -47,7 +47,8 @@ pub(crate) fn load(
     let doing = format!("loading {}", table.name);
     loading(session, task, epoch, &doing, || {
         progress::verify_epoch(session, task, epoch)?;
-        let (rows, done) = load_rows(session, config, task, &mut chunk, &doing)?;
+        let done = !progress::chunks_done(session, task, &[&table.name], chunk.chunk.number)?.is_empty();
+        let rows = load_rows(session, config, &mut chunk, done, &doing)?;
         if !done {
             progress::add_chunk(session, task, &table.name, chunk.chunk.number, rows)?;
         }
@@ -67,11 +68,14 @@ pub(crate) fn load_tables(
     let doing = format!("loading {} tables", tables.len());
     loading(session, task, epoch, &doing, || {
         progress::verify_epoch(session, task, epoch)?;
+        let names: Vec<&TableName> = tables.iter().map(|(chunk, _)| &chunk.chunk.table.name).collect();
+        // Each has one chunk.
+        let done = progress::chunks_done(session, task, &names, 0)?;
         let mut loaded = Vec::with_capacity(tables.len());
         let mut states: Vec<(TableState, Vec<Arc<Table>>)> = Vec::new();
         for (mut chunk, state) in tables {
-            loaded.push(load_rows(session, config, task, &mut chunk, &doing)?.0);
             let table = Arc::clone(&chunk.chunk.table);
+            loaded.push(load_rows(session, config, &mut chunk, done.contains(&table.name), &doing)?);
             match states.iter_mut().find(|(known, _)| *known == state) {
                 Some((_, tables)) => tables.push(table),
                 None => states.push((state, vec![table])),
@@ -114,16 +118,15 @@ pub(crate) fn store_states(
     progress::forget_chunks_of(connection, task, tables)
 }
 
-/// Puts a chunk's rows into its table. Returns their number, and whether the chunk was recorded as done before: then none are.
+/// Puts a chunk's rows into its table, or none where the chunk was recorded as done before. Returns their number.
 fn load_rows(
     connection: &Connection,
     config: &DuckdbConfig,
-    task: &TaskId,
     chunk: &mut ChunkRows,
+    done: bool,
     doing: &str,
-) -> Result<(u64, bool)> {
+) -> Result<u64> {
     let table = &chunk.chunk.table;
-    let done = progress::chunk_done(connection, task, &table.name, chunk.chunk.number)?;
     let name = target_name(config, table);
     let encoder = Encoder::new(table, column_types(config, table), in_order(connection, &name, table)?);
     let (mut rows, mut pending) = (0, 0);
@@ -147,7 +150,7 @@ fn load_rows(
         }
         appender.flush().map_err(|failure| refused(doing, failure))?;
     }
-    Ok((rows, done))
+    Ok(rows)
 }
 
 /// An appender that puts values into the columns of their names, whatever the order in the target is.

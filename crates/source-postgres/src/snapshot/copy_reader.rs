@@ -3,6 +3,7 @@
 //! ```text
 //!   COPY (SELECT columns FROM ONLY relation WHERE range) TO STDOUT (FORMAT binary)
 //!      ──frames──> BinaryRows ──cells──> Batch ──RowSender──> the target's loader
+//!   SELECT is it still the same relation; give its lock back      one message with the COPY: a chunk costs one round trip
 //! ```
 //!
 //! Invariants: the batch is handed over when it is full by rows or bytes, and the reader then waits for the loader; the end mark is the
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use pgferry_model::{CellFormat, Cure, Error, Result, Table};
 use pgferry_pipeline::{RowSender, failpoint};
-use pgferry_postgres::{Session, quote_identifier};
+use pgferry_postgres::{ResultRow, Session, quote_identifier, result_row};
 
 use super::copy_binary::BinaryRows;
 use super::plan::{Heap, PageRange};
@@ -57,23 +58,27 @@ pub(crate) fn relation(heap: &Heap) -> String {
     format!("{}.{}", quote_identifier(&heap.schema), quote_identifier(&heap.name))
 }
 
-/// Runs the statement and sends its rows. Returns their number.
+/// Runs the COPY and what follows it, in one message, and sends the COPY's rows. Returns their number, and the rows of what follows.
 pub(crate) async fn copy_rows(
     session: &mut Session,
-    statement: &str,
+    statements: &str,
     table: &Arc<Table>,
     formats: Vec<CellFormat>,
     out: &RowSender,
-) -> Result<u64> {
-    session.copy_out(statement).await?;
+) -> Result<(u64, Vec<ResultRow>)> {
+    session.copy_out(statements).await?;
     let (rows_max, bytes_max) = (out.batch_rows_max(), out.batch_bytes_max());
     let mut rows = BinaryRows::new(formats);
-    let mut batch = out.empty_batch(table);
+    let (mut batch, mut answers) = (out.empty_batch(table), Vec::new());
     loop {
         while let Some(frame) = session.peek_frame()? {
             let done = match frame.tag {
                 b'd' => {
                     rows.take(frame.body, &mut batch)?;
+                    false
+                }
+                b'D' => {
+                    answers.push(result_row(frame.body)?);
                     false
                 }
                 b'E' => return Err(session.server_error(frame.body, "reading a table")),
@@ -86,7 +91,7 @@ pub(crate) async fn copy_rows(
                 if !batch.is_empty() {
                     out.send(batch).await?;
                 }
-                return Ok(count);
+                return Ok((count, answers));
             }
             if batch.len() >= rows_max || batch.bytes() >= bytes_max {
                 failpoint::pass("source.mid_copy");

@@ -37,6 +37,9 @@ pub(crate) struct Exported {
     idle: Mutex<Vec<Worker>>,
 }
 
+/// Gives a chunk's locks back: the last statement of each.
+pub(crate) const GIVE_LOCKS_BACK: &str = "ROLLBACK TO SAVEPOINT chunk";
+
 /// A connection that reads at the snapshot, and the thread that it is read on.
 pub(crate) struct Worker {
     pub(crate) thread: ConnectionThread,
@@ -109,17 +112,9 @@ impl Exported {
         }
     }
 
-    /// Gives the chunk's locks back and keeps the connection for the next one. One that cannot is dropped; the chunk was read whole.
-    pub(crate) async fn put_back(&self, mut worker: Worker) {
-        match query(&mut worker.session, "ROLLBACK TO SAVEPOINT chunk").await {
-            Ok(_) => self.idle.lock().push(worker),
-            Err(failure) => {
-                tracing::debug!(
-                    code = failure.code().as_str(),
-                    "a worker's connection is not kept: {failure}"
-                )
-            }
-        }
+    /// Keeps a connection whose chunk was read whole for the next one.
+    pub(crate) fn put_back(&self, worker: Worker) {
+        self.idle.lock().push(worker);
     }
 
     /// Ends the snapshot; a temporary slot goes with it.

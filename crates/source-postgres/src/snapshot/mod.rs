@@ -13,13 +13,13 @@ use pgferry_model::{CellFormat, Cure, Error, Position, Result, Table, TableId};
 use pgferry_pipeline::{Chunk, RowSender, Snapshot};
 
 use pgferry_pipeline::error::SNAPSHOT_LOST;
-use pgferry_postgres::{Session, quote_literal};
+use pgferry_postgres::{ResultRow, quote_literal};
 
-use crate::control::{PostgresControl, optional, query};
+use crate::control::{PostgresControl, optional};
 use crate::error;
 use crate::refused;
 use crate::snapshot::copy_reader::{copy_rows, copy_statement, relation};
-use crate::snapshot::export::{Exported, Worker};
+use crate::snapshot::export::{Exported, GIVE_LOCKS_BACK, Worker};
 use crate::snapshot::plan::{Heap, PageRange, split};
 
 /// What a snapshot needs to know of each table.
@@ -72,18 +72,20 @@ impl Snapshot for ConsistentSnapshot {
             .map(|(column, &wanted)| if column.data_type.sends_binary { wanted } else { CellFormat::Text })
             .collect();
         let filters: Vec<&str> = extent.filters.iter().chain(&heap.filter).map(String::as_str).collect();
-        let statement = copy_statement(table, heap, &range, &formats, &filters);
+        let copy = copy_statement(table, heap, &range, &formats, &filters);
+        let statements = format!("{copy}; {}; {GIVE_LOCKS_BACK}", unmoved_statement(heap));
         let Worker { thread, mut session } = self.exported.worker(&self.control).await?;
         let (table_read, rows_out) = (Arc::clone(table), out.clone());
         let reading = async move {
-            let rows = copy_rows(&mut session, &statement, &table_read, formats, &rows_out).await;
+            let rows = copy_rows(&mut session, &statements, &table_read, formats, &rows_out).await;
             (session, rows)
         };
-        let (mut session, rows) = thread.run(reading).await?;
-        let rows = rows.map_err(|failure| refused::copying(failure, table, &self.control.config))?;
-        verify_unmoved(&mut session, table, heap).await?;
+        let (session, copied) = thread.run(reading).await?;
+        let (rows, answers) =
+            copied.map_err(|failure| refused::copying(failure, table, &self.control.config))?;
+        verify_unmoved(&answers, table)?;
         out.end(rows).await?;
-        self.exported.put_back(Worker { thread, session }).await;
+        self.exported.put_back(Worker { thread, session });
         Ok(rows)
     }
 
@@ -98,23 +100,23 @@ impl ConsistentSnapshot {
     }
 }
 
-/// Refuses rows that were read from another relation than the snapshot means, while the COPY's lock still keeps everything as it is.
+/// Asks whether rows were read from the relation that the snapshot means, while the COPY's lock still keeps everything as it is.
 ///
 /// The snapshot does not protect from either: a name leads to what has it now; and a rewrite gives rows new places, which no chunk or
 /// two of them may cover, or makes new rows of them, which an older snapshot does not see (PostgreSQL docs, "Caveats" of chapter
 /// "Concurrency Control"). The catalog's row is read as of the snapshot, the function tells what is so now.
-async fn verify_unmoved(session: &mut Session, table: &Table, heap: &Heap) -> Result<()> {
+fn unmoved_statement(heap: &Heap) -> String {
     let (oid, name) = (heap.oid, quote_literal(&relation(heap)));
-    let rows = query(
-        session,
-        &format!(
-            "SELECT coalesce(pg_catalog.to_regclass({name})::pg_catalog.oid = {oid}, false), \
-             coalesce((SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = {oid}) \
-             = pg_catalog.pg_relation_filenode({oid}), true)"
-        ),
+    format!(
+        "SELECT coalesce(pg_catalog.to_regclass({name})::pg_catalog.oid = {oid}, false), \
+         coalesce((SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = {oid}) \
+         = pg_catalog.pg_relation_filenode({oid}), true)"
     )
-    .await?;
-    let yes = |at| optional(&rows, 0, at).as_deref() == Some("t");
+}
+
+/// Refuses rows by the answer to [`unmoved_statement`].
+fn verify_unmoved(answers: &[ResultRow], table: &Table) -> Result<()> {
+    let yes = |at| optional(answers, 0, at).as_deref() == Some("t");
     match (yes(0), yes(1)) {
         (true, true) => Ok(()),
         (true, false) => Err(rewritten(table)),
