@@ -25,7 +25,12 @@ pub(crate) struct Options {
 }
 
 /// COPY statements that together read a table, by ranges of its pages.
-async fn copies(scene: &Scene, table: &str, connections: u64, format: &str) -> Result<Vec<String>> {
+pub(crate) async fn copies(
+    scene: &Scene,
+    table: &str,
+    connections: u64,
+    format: &str,
+) -> Result<Vec<String>> {
     let row = scene
         .database
         .client()

@@ -1,5 +1,7 @@
 //! Many tables beside one with as many rows: snapshot, changes, and how soon a task with many tables streams.
 
+use std::env::current_exe;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -11,6 +13,7 @@ use crate::effort::Effort;
 use crate::measure::median;
 use crate::report::Report;
 use crate::server::Scene;
+use crate::snapshot::copies;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -23,6 +26,8 @@ pub(crate) struct Options {
 
 const METHOD: &str = "Tables of 5 columns, beside one table of the same columns with as many rows in all. Changes come in transactions of \
     1,000 updates: in one table, or in ten of the many. Into the null target and into a DuckDB file, its last checkpoint included.";
+/// As many as pgferry has workers.
+const FLOOR_CONNECTIONS: u64 = 4;
 const RATIO_MAX: f64 = 1.2;
 const START_SECONDS_MAX: f64 = 5.0;
 
@@ -68,12 +73,22 @@ async fn snapshot(
     report: &mut Report,
 ) -> Result<()> {
     let file = folder.file("snapshot.duckdb");
+    let single = copies(scene, "single_1", FLOOR_CONNECTIONS, "binary").await?;
+    let floors = [
+        floor(scene, "floor, 1 table".to_owned(), single)?,
+        floor(scene, format!("floor, {} tables", shape.tables), shares(shape.tables))?,
+    ];
     for (target, more) in [("null", Vec::new()), ("DuckDB", vec!["--duckdb", &file])] {
         let names = [format!("{target}, 1 table"), format!("{target}, {} tables", shape.tables)];
-        let contestants = [
+        let mut contestants = vec![
             Contestant::ferry(scene, &names[0], SINGLE, &more)?,
             Contestant::ferry(scene, &names[1], MANY, &more)?,
         ];
+        let mut shown = names.to_vec();
+        if target == "null" {
+            contestants.extend(floors.iter().cloned());
+            shown.extend(floors.iter().map(|floor| floor.name.clone()));
+        }
         let mut runs = Runs::new();
         for _ in 0..effort.rounds {
             for contestant in &contestants {
@@ -83,13 +98,31 @@ async fn snapshot(
         }
         remove(&file);
         let title = format!("snapshot into {target}");
-        report.runs(&title, "rows", shape.tables * shape.rows, &names, &runs);
+        report.runs(&title, "rows", shape.tables * shape.rows, &shown, &runs);
         compare(report, &title, &runs, &names[0], &names[1]);
         if target == "DuckDB" {
             parts(report, &names[1], &runs)?;
         }
     }
     Ok(())
+}
+
+/// COPY statements over several connections, read and thrown away.
+fn floor(scene: &Scene, name: String, copies: Vec<String>) -> Result<Contestant> {
+    let mut arguments = vec!["drain".to_owned()];
+    arguments.extend(scene.place(false));
+    arguments.extend(copies.into_iter().flat_map(|copy| ["--copy".to_owned(), copy]));
+    Ok(Contestant { name, program: current_exe()?, arguments })
+}
+
+/// Each connection's share of the many tables, as one message.
+fn shares(tables: u64) -> Vec<String> {
+    let mut shares = vec![String::new(); FLOOR_CONNECTIONS as usize];
+    for table in 0..tables {
+        let copy = format!("COPY public.many_{} TO STDOUT (FORMAT binary); ", table + 1);
+        shares[(table % FLOOR_CONNECTIONS) as usize].push_str(&copy);
+    }
+    shares
 }
 
 /// Where the time of many tables goes.

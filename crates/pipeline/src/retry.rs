@@ -1,7 +1,8 @@
 //! How long to wait before another try, and when to give up.
 //!
 //! Waits double from 100 ms with up to half of each as jitter. The budget is time without any progress: as soon as something
-//! became durable since the last error, both start anew, so a run of months survives any number of disconnects.
+//! became durable since the last error, both start anew, so a run of months survives any number of disconnects. A table that
+//! was rewritten while it was copied is tried again soon, however often that was: nothing is down, and the next one may come as soon.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use rand::Rng;
 use crate::{Settings, error};
 
 const WAIT_MIN: Duration = Duration::from_millis(100);
+/// For a table that the snapshot no longer shows.
+const REWRITTEN_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// The state of retrying one thing.
 #[derive(Debug)]
@@ -50,7 +53,8 @@ impl Retry {
         }
         let exponential = WAIT_MIN.saturating_mul(1 << self.attempt.min(16));
         self.attempt += 1;
-        let wait = exponential.min(self.wait_max);
+        let rewritten = failure.code() == error::SNAPSHOT_LOST && failure.table().is_some();
+        let wait = exponential.min(if rewritten { REWRITTEN_WAIT_MAX } else { self.wait_max });
         let wait = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
         tracing::warn!(
             code = failure.code().as_str(),
@@ -73,6 +77,8 @@ fn exhausted(failure: Error, elapsed: Duration) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use pgferry_model::TableName;
+
     use super::*;
 
     fn transient() -> Error {
@@ -91,6 +97,18 @@ mod tests {
         }
         assert!(retry.after(transient(), 0).expect("late") >= Duration::from_secs(1));
         assert!(retry.after(transient(), 1).expect("after progress") <= WAIT_MIN);
+    }
+
+    #[test]
+    fn a_table_that_is_rewritten_again_and_again_is_tried_soon() {
+        let mut retry = Retry::new(&Settings::default());
+        let lost = || Error::transient(error::SNAPSHOT_LOST, "x");
+        let table = || TableName::new("public", "t");
+        for _ in 0..9 {
+            let wait = retry.after(lost().with_table(table()), 0).expect("within the budget");
+            assert!(wait <= REWRITTEN_WAIT_MAX);
+        }
+        assert!(retry.after(lost(), 0).expect("within the budget") > REWRITTEN_WAIT_MAX);
     }
 
     #[test]

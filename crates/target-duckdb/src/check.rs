@@ -4,12 +4,12 @@ use duckdb::Connection;
 use pgferry_model::{Class, Error, Finding, Outcome, Result, TableState};
 use pgferry_pipeline::{Fidelity, IfTargetExists, TablePlan, Target};
 
+use crate::DuckdbTarget;
 use crate::error::{NOT_REPRESENTABLE, table_exists};
 use crate::schema::{
     Entries, column_types, create_statements, owner_before, qualified, remake_statements, target_name,
     verify_existing,
 };
-use crate::DuckdbTarget;
 
 /// Looks at the file and at every table's place in it.
 pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec<Finding>> {

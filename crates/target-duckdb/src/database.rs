@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ pub(crate) struct Database {
     pub(crate) fence: RwLock<HashMap<TaskId, u64>>,
     /// Loads that go on.
     loads: Mutex<usize>,
+    memory_limit: String,
+    /// Length of the log beside the file after the last commit.
+    log_bytes: AtomicU64,
 }
 
 /// A load that goes on: DuckDB's threads stay out of it.
@@ -101,6 +105,8 @@ impl Database {
             root: Mutex::new(Some(root)),
             fence: RwLock::new(HashMap::new()),
             loads: Mutex::new(0),
+            memory_limit: config.memory_limit.clone(),
+            log_bytes: AtomicU64::new(0),
         });
         open.insert(path, Arc::downgrade(&database));
         Ok(database)
@@ -125,12 +131,28 @@ impl Database {
         Ok(Loading { database: self })
     }
 
-    /// How many of DuckDB's threads are those of its callers.
-    fn set_callers(&self, count: &str) -> Result<()> {
+    /// After a commit: where it was followed by a checkpoint, which empties the log, what DuckDB freed goes back to the system. DuckDB's
+    /// own allocator keeps several hundred MB for a later use otherwise; it lets go of them when its limit is set.
+    fn give_back(&self) -> Result<()> {
+        let mut log = self.path.as_os_str().to_owned();
+        log.push(".wal");
+        let bytes = fs::metadata(&log).map_or(0, |log| log.len());
+        if bytes >= self.log_bytes.swap(bytes, Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.set("memory_limit", &format!("'{}'", self.memory_limit))
+    }
+
+    fn set(&self, setting: &str, value: &str) -> Result<()> {
         let root = self.root.lock();
         let root = root.as_ref().ok_or_else(fenced)?;
-        root.execute_batch(&format!("SET GLOBAL external_threads = {count}"))
+        root.execute_batch(&format!("SET GLOBAL {setting} = {value}"))
             .map_err(|failure| refused("changing a setting", failure))
+    }
+
+    /// How many of DuckDB's threads are those of its callers.
+    fn set_callers(&self, count: &str) -> Result<()> {
+        self.set("external_threads", count)
     }
 }
 
@@ -167,14 +189,17 @@ impl Session {
         self.connection.execute_batch("COMMIT").map_err(|failure| {
             self.roll_back();
             refused(doing, failure)
-        })
+        })?;
+        if let Err(failure) = self.database.give_back() {
+            tracing::debug!(code = failure.code().as_str(), "memory is kept: {failure}");
+        }
+        Ok(())
     }
 
     /// From now on checkpoints compact. Not before: every chunk of a copy ends with a row group that is not filled, and joining those
     /// writes the whole copy a second time.
     pub(crate) fn compact_from_now_on(&self) -> Result<()> {
-        let statement = format!("SET GLOBAL {COMPACTION_SETTING} = {COMPACTED_PARTS_MAX}");
-        self.connection.execute_batch(&statement).map_err(|failure| refused("changing a setting", failure))
+        self.database.set(COMPACTION_SETTING, &COMPACTED_PARTS_MAX.to_string())
     }
 
     /// Rolls back what failed, and says why it did.
@@ -275,6 +300,24 @@ fn resolved(path: &Path) -> std::io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn setting_the_limit_again_leaves_it_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = DuckdbConfig {
+            memory_limit: "300MB".into(),
+            ..DuckdbConfig::new(folder.path().join("m.duckdb"))
+        };
+        let session = Database::open(&config).expect("a file").session().expect("a connection");
+        let limit = || -> String {
+            let asked = "SELECT current_setting('memory_limit')";
+            session.query_row(asked, [], |row| row.get(0)).expect("a text")
+        };
+        let before = limit();
+        session.database.log_bytes.store(1, Ordering::Relaxed);
+        session.database.give_back().expect("a setting");
+        assert_eq!((limit(), session.database.log_bytes.load(Ordering::Relaxed)), (before, 0));
+    }
 
     #[test]
     fn checkpoints_do_not_rewrite_a_copy_and_compact_once_changes_are_applied() {

@@ -318,7 +318,7 @@ impl Writer {
         }
         let complete: Vec<u32> = complete.iter().map(|upsert| upsert.tuple).collect();
         if !complete.is_empty() {
-            work.append(None, encoder.rows(batch, &complete)?)?;
+            work.append_complete(batch, &complete)?;
         }
         if !partial.is_empty() {
             work.insert_partial()?;
@@ -349,15 +349,26 @@ impl Work<'_> {
         execute(self.connection, statement, &self.doing)
     }
 
-    /// Appends to a temporary table, or to the target's.
-    fn append(&self, temporary: Option<&str>, rows: RecordBatch) -> Result<()> {
-        let opened = match temporary {
-            Some(name) => self.connection.appender_to_catalog_and_db(name, "temp", "main"),
-            None => appender(self.connection, self.table, &self.name, self.encoder.in_order),
-        };
-        let mut appender = opened.map_err(|failure| refused(&self.doing, failure))?;
-        appender.append_record_batch(rows).map_err(|failure| refused(&self.doing, failure))?;
-        appender.flush().map_err(|failure| refused(&self.doing, failure))
+    /// Appends to a temporary table.
+    fn stage(&self, name: &str, rows: RecordBatch) -> Result<()> {
+        let refused = |failure| refused(&self.doing, failure);
+        let mut appender =
+            self.connection.appender_to_catalog_and_db(name, "temp", "main").map_err(refused)?;
+        appender.append_record_batch(rows).map_err(refused)?;
+        appender.flush().map_err(refused)
+    }
+
+    /// Appends to the target's table, in parts: what is encoded and what the appender holds are two more copies of the rows.
+    fn append_complete(&self, batch: &Batch, tuples: &[u32]) -> Result<()> {
+        let refused = |failure| refused(&self.doing, failure);
+        let parts = batch.value_bytes() / PENDING_BYTES_MAX + 1;
+        let mut appender =
+            appender(self.connection, self.table, &self.name, self.encoder.in_order).map_err(refused)?;
+        for part in tuples.chunks(tuples.len().div_ceil(parts)) {
+            appender.append_record_batch(self.encoder.rows(batch, part)?).map_err(refused)?;
+            appender.flush().map_err(refused)?;
+        }
+        Ok(())
     }
 
     fn delete(&self, batch: &Batch, keys: &[u32]) -> Result<()> {
@@ -369,7 +380,7 @@ impl Work<'_> {
         let columns: Vec<String> =
             self.key_types().iter().enumerate().map(|(at, kind)| format!("k{at} {kind}")).collect();
         self.execute(&format!("CREATE OR REPLACE TEMP TABLE {KEYS} ({})", columns.join(", ")))?;
-        self.append(Some(KEYS), rows)?;
+        self.stage(KEYS, rows)?;
         let matching = self.matching("t", "k", "k");
         self.execute(&format!(
             "DELETE FROM {} AS t USING temp.main.{KEYS} AS k WHERE {matching}",
@@ -408,7 +419,7 @@ impl Work<'_> {
                 *groups.entry(unchanged_columns(batch, upsert.tuple)).or_insert(next)
             })
             .collect();
-        self.append(Some(STAGED), self.staged_rows(batch, partial, group_of.clone())?)?;
+        self.stage(STAGED, self.staged_rows(batch, partial, group_of.clone())?)?;
         for (columns, group) in &groups {
             let fills: Vec<String> = columns
                 .iter()

@@ -30,7 +30,7 @@ impl TargetPlace for DuckdbFile {
     }
 
     fn small_memory(&self) -> String {
-        "memory_limit = \"300MB\"\n".to_owned()
+        "memory_limit = \"512MB\"\n".to_owned()
     }
 
     fn workload_entries(&self, major: u32) -> String {

@@ -5,8 +5,8 @@
 //!                                        └── every few seconds: memory, files, threads, the log that its slot holds back
 //! ```
 //!
-//! Judged: the last quarter of the time against the second one, when everything has been used once. In the end both sides are equal and
-//! nothing is left behind.
+//! Judged: what is usual (the median) in the last quarter of the time against the second one, when everything has been used once. In the
+//! end both sides are equal and nothing is left behind.
 //!
 //! Limit: the target's own cache is part of the process, where it has one; the load keeps the data small enough to fill it early.
 
@@ -195,17 +195,28 @@ async fn look(database: &Database, pid: u32) -> Result<Sample> {
 }
 
 impl Soaked {
-    /// The most of a figure in a quarter of the time, 0 to 3.
-    fn most(&self, quarter: usize, figure: fn(&Sample) -> u64) -> u64 {
+    /// What was seen in a quarter of the time, 0 to 3.
+    fn quarter(&self, quarter: usize) -> &[Sample] {
         let count = self.samples.len();
-        let part = &self.samples[count * quarter / 4..count * (quarter + 1) / 4];
-        part.iter().map(figure).max().unwrap_or(0)
+        &self.samples[count * quarter / 4..count * (quarter + 1) / 4]
+    }
+
+    /// The most of a figure in a quarter of the time.
+    fn most(&self, quarter: usize, figure: fn(&Sample) -> u64) -> u64 {
+        self.quarter(quarter).iter().map(figure).max().unwrap_or(0)
+    }
+
+    /// The median of a figure in a quarter of the time.
+    fn usual(&self, quarter: usize, figure: fn(&Sample) -> u64) -> u64 {
+        let mut all: Vec<u64> = self.quarter(quarter).iter().map(figure).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied().unwrap_or(0)
     }
 
     /// What the last quarter has more of than the second one, in words.
     fn grown(&self) -> Vec<String> {
         let grown = |&(name, figure, room): &Figure| {
-            let (before, now) = (self.most(1, figure), self.most(3, figure));
+            let (before, now) = (self.usual(1, figure), self.usual(3, figure));
             (now > before + before / 10 + room).then(|| format!("{name} from {before} to {now}"))
         };
         FIGURES.iter().filter_map(grown).collect()
@@ -214,10 +225,15 @@ impl Soaked {
 
 impl fmt::Display for Soaked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<14}{:>12}{:>12}{:>12}{:>12}", "most of", "1st quarter", "2nd", "3rd", "4th")?;
+        writeln!(
+            f,
+            "{:<20}{:>12}{:>12}{:>12}{:>12}",
+            "median (most) of", "1st quarter", "2nd", "3rd", "4th"
+        )?;
         for (name, figure, _) in FIGURES {
-            let [first, second, third, last] = [0, 1, 2, 3].map(|quarter| self.most(quarter, figure));
-            writeln!(f, "{name:<14}{first:>12}{second:>12}{third:>12}{last:>12}")?;
+            let seen = |quarter| format!("{} ({})", self.usual(quarter, figure), self.most(quarter, figure));
+            let [first, second, third, last] = [0, 1, 2, 3].map(seen);
+            writeln!(f, "{name:<20}{first:>12}{second:>12}{third:>12}{last:>12}")?;
         }
         let Counts { committed, rolled_back, retried, .. } = self.counts;
         writeln!(f, "transactions: {committed} committed, {rolled_back} rolled back, {retried} begun again")?;
