@@ -212,7 +212,8 @@ impl Session {
 
     /// Every session has the same text forms and no time limit of its own, whatever the server's, the database's and the role's
     /// settings are. Limits that only newer servers have (14+, 17+) are lifted where they exist: one of them would end a long
-    /// snapshot or the idle connection that holds its export.
+    /// snapshot or the idle connection that holds its export. Nothing is compiled (`jit`, 11+): for questions to the catalog that takes
+    /// longer than they do.
     ///
     /// Returns the server's process and when it was started, as the server writes it.
     pub(crate) async fn pin(&mut self) -> Result<(String, String)> {
@@ -227,7 +228,7 @@ impl Session {
                  SET default_transaction_isolation = 'read committed'; SET xmlbinary = base64; \
                  SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a; \
                  SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
-                 WHERE name IN ('idle_session_timeout', 'transaction_timeout')",
+                 WHERE name IN ('idle_session_timeout', 'transaction_timeout', 'jit')",
             )
             .await?;
         let version = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());

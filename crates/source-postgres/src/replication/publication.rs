@@ -107,10 +107,11 @@ impl Publication {
         }
         let rows = control
             .ask(&format!(
+                // By name and not by a join over the catalogs: planning that took ten times as long as running it.
                 "SELECT t.schemaname, t.tablename, a.attname, a.attgenerated <> '' FROM pg_catalog.pg_publication_tables t \
-                 JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
-                 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename \
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+                 CROSS JOIN LATERAL (SELECT attname, attgenerated FROM pg_catalog.pg_attribute \
+                 WHERE attrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schemaname, t.tablename)) \
+                 AND attnum > 0 AND NOT attisdropped) a \
                  WHERE t.pubname = {name} AND (a.attname = ANY (t.attnames)) = (a.attgenerated <> '')"
             ))
             .await?;
