@@ -100,7 +100,8 @@ pub(crate) fn streaming(failure: Error, replication: &Replication, stored: Posit
         "58P01" => error::slot_invalidated(slot, &message).with_origin(failure),
         "42501" => error::no_replication_role("the task's role").with_origin(failure),
         // PostgreSQL source, `reorderbuffer.c`, `ReorderBufferProcessTXN`: an internal error, so it has no state of its own.
-        "XX000" if message.starts_with("could not map filenode") => {
+        // "could not map filenode" to 15, "filenumber" from 16 on.
+        "XX000" if message.starts_with("could not map file") => {
             error::decoding_failed(slot, &message).with_origin(failure)
         }
         _ => failure,
@@ -182,17 +183,20 @@ mod tests {
     /// Seen in the crash matrix; no server makes this fault at will.
     #[test]
     fn a_server_that_cannot_decode_its_log_is_told_with_the_way_out() {
-        let body = b"SERROR\0VERROR\0CXX000\0Mcould not map filenode \"base/1/2\" to relation OID\0\0";
-        let failure = ServerError::parse(body).into_error("the change stream");
         let replication = Replication {
             publication: "p".into(),
             slot: "ferry".into(),
             manage: Manage::Create,
             from: SelectFrom::Tables,
         };
-        let error = streaming(failure, &replication, Position::ZERO);
-        assert_eq!(error.code(), error::DECODING_FAILED);
-        let cure = format!("{:?}", error.cure());
-        assert!(cure.contains("pg_drop_replication_slot('ferry')"), "{cure}");
+        for word in ["filenode", "filenumber"] {
+            let body =
+                format!("SERROR\0VERROR\0CXX000\0Mcould not map {word} \"base/1/2\" to relation OID\0\0");
+            let failure = ServerError::parse(body.as_bytes()).into_error("the change stream");
+            let error = streaming(failure, &replication, Position::ZERO);
+            assert_eq!(error.code(), error::DECODING_FAILED);
+            let cure = format!("{:?}", error.cure());
+            assert!(cure.contains("pg_drop_replication_slot('ferry')"), "{cure}");
+        }
     }
 }

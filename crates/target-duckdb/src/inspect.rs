@@ -71,7 +71,9 @@ fn read_sorted(
     let reading = |failure| refused("reading rows", failure);
     let mut statement = connection.prepare(statement).map_err(reading)?;
     let mut rows: Vec<TextRow> = Vec::new();
-    for batch in statement.query_arrow([]).map_err(reading)? {
+    // As a stream: as a whole the result would have to fit in DuckDB's memory. The library panics where reading fails later on; the
+    // end of this thread is then the error.
+    for batch in statement.stream_arrow([]).map_err(reading)? {
         text_rows(&batch, &mut rows)?;
         if rows.len() > limit.saturating_add(ROWS_BEYOND) {
             sort(&mut rows, order);
