@@ -224,17 +224,21 @@ fn forget(connection: &Connection, task: &TaskId, table: Option<&TableName>) -> 
     progress::forget(connection, task, table)
 }
 
-/// Takes out what an unfinished copy left.
+/// Takes out what an unfinished copy left; a table that was made just now holds nothing.
 fn empty(
     connection: &Connection,
     task: &TaskId,
     config: &DuckdbConfig,
     table: &Table,
     entries: &Entries,
+    made: bool,
 ) -> Result<()> {
     let name = target_name(config, table);
     // A table that the task has not taken over is somebody else's: not one row of it is deleted.
     let noted = entries.noted(task, &table.name).ok_or_else(|| table_exists(&table.name, &name))?;
+    if made {
+        return Ok(());
+    }
     let emptied = match noted.rows_before {
         0 => format!("DELETE FROM {}", qualified(&name)),
         rows if untouched_since_copied(table, &noted.state) => remove_copied(&name, rows),
@@ -381,8 +385,9 @@ impl Target for DuckdbTarget {
                     let start = mark.stream_start.filter(|_| stored.is_none());
                     progress::verify_epoch(&session, &task, epoch)?;
                     let entries = Entries::read(&session)?;
-                    for table in tables.iter().filter(|table| !made.contains(&table.name)) {
-                        empty(&session, &task, &target.config, table, &entries)?;
+                    for table in &tables {
+                        let made = made.contains(&table.name);
+                        empty(&session, &task, &target.config, table, &entries, made)?;
                     }
                     progress::forget_chunks_of(&session, &task, &tables)?;
                     progress::set_states(&session, &task, &tables, &TableState::Copying, Some(mark.cut))?;
