@@ -146,3 +146,15 @@ async fn rows_from_before_the_task_survive_a_resync_before_the_first_copy() {
         assert_eq!(made.target_count(&people).await, 3);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_just_now_that_another_task_takes_is_not_copied_into() {
+    let people = people();
+    let Made { folder: _folder, path, target } = opened().await;
+    target.prepare(&plan(&people, IfTargetExists::Error)).await.unwrap();
+    let other = pgferry_target_duckdb::DuckdbTarget::connect(config(&path)).unwrap();
+    other.open(&pgferry_model::TaskId::new("other")).await.unwrap();
+    other.prepare(&plan(&people, IfTargetExists::Replace)).await.unwrap();
+    let begun = target.begin_copy(&people, CopyMark { cut: at(100), stream_start: Some(at(100)) }).await;
+    assert_eq!(begun.unwrap_err().code(), error::TABLE_EXISTS);
+}
