@@ -14,6 +14,13 @@ use crate::server::Scene;
 const METHOD: &str = "A backlog of changes, section by section: `pg_recvlogical` to `/dev/null` (the floor) beside pgferry's engine into a \
     null target, which encodes every row. Each run reads a copy of one slot.";
 
+/// How much faster than `pg_recvlogical`, both with protocol 1: what it can do on every server.
+const TIMES_MIN_UNIX: f64 = 1.1;
+const TIMES_MIN_TCP: f64 = 2.0;
+const TIMES_MIN_LARGE: f64 = 1.4;
+/// Of batched changes.
+const CPU_SECONDS_MAX: f64 = 1.0;
+
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -83,10 +90,26 @@ async fn section(scene: &Scene, options: &Options, section: &Section, report: &m
         }
         let names: Vec<String> = contestants.into_iter().map(|contestant| contestant.name).collect();
         let kind = if section.batched { "batched" } else { "one per transaction" };
-        let title = format!("{} ({kind})", section.name);
-        report.runs(&title, "changes", scaled(section.changes, options.effort.scale), &names, &runs);
+        let (title, count) =
+            (format!("{} ({kind})", section.name), scaled(section.changes, options.effort.scale));
+        report.runs(&title, "changes", count, &names, &runs);
+        goals(section, socket, &runs, count, report);
     }
     drop_slot(&client, "backlog").await
+}
+
+fn goals(section: &Section, socket: bool, runs: &Runs, count: u64, report: &mut Report) {
+    let (way, floor) = if socket { ("a Unix socket", "floor unix p1") } else { ("TCP", "floor tcp p1") };
+    let times = match (section.name, socket) {
+        ("large-update", _) => TIMES_MIN_LARGE,
+        (_, true) => TIMES_MIN_UNIX,
+        (_, false) => TIMES_MIN_TCP,
+    };
+    let what = format!("{} over {way}", section.name);
+    report.faster(&format!("{what}, of `pg_recvlogical`"), runs, "pgferry", floor, times);
+    if section.batched {
+        report.cpu_at_most(&what, runs, "pgferry", count, CPU_SECONDS_MAX);
+    }
 }
 
 /// Drops a slot; its reader may need a moment to leave.

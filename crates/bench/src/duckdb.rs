@@ -35,8 +35,10 @@ const METHOD: &str = "Into a DuckDB file, its last checkpoint included, with Duc
 
 /// How much faster than DuckDB's own extension a snapshot has to be.
 const TIMES_MIN: f64 = 1.3;
+/// Over the whole backlog.
+const CHANGES_PER_SECOND_MIN: f64 = 100_000.0;
 /// What a delivery of 100,000 changes may take: the same statements by hand take 0.13 s.
-const DELIVERY_SECONDS_MAX: f64 = 0.2;
+const DELIVERY_SECONDS_MAX: f64 = 0.25;
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let mut report = Report::new("duckdb", &options.effort, METHOD);
@@ -84,16 +86,8 @@ async fn snapshot(effort: &Effort, report: &mut Report) -> Result<()> {
     remove(&file);
     let names: Vec<String> = contestants.into_iter().map(|contestant| contestant.name).collect();
     report.runs("snapshot of wide into DuckDB", "rows", rows, &names, &runs);
-    if names[0].starts_with("DuckDB") {
-        let wall = |name: &String| median(&runs[name]).0.wall.as_secs_f64();
-        let best = names[1..].iter().map(wall).fold(f64::INFINITY, f64::min);
-        let times = wall(&names[0]) / best;
-        report.goal(
-            format!("snapshot: at least {TIMES_MIN} x DuckDB's own extension"),
-            format!("{times:.2} x"),
-            times >= TIMES_MIN,
-        );
-    }
+    let what = "snapshot, of DuckDB's own extension";
+    report.faster(what, &runs, "pgferry", "DuckDB's", TIMES_MIN);
     Ok(())
 }
 
@@ -183,7 +177,8 @@ async fn changes(effort: &Effort, report: &mut Report) -> Result<()> {
         all_changes += scaled(section.changes, effort.scale);
         all_seconds += seconds;
     }
-    let rate = format!("{:.0}", all_changes as f64 / all_seconds / 1e3);
+    let per_second = all_changes as f64 / all_seconds;
+    let rate = format!("{:.0}", per_second / 1e3);
     let none = String::new;
     lines.push(vec![
         "all".to_owned(),
@@ -195,6 +190,11 @@ async fn changes(effort: &Effort, report: &mut Report) -> Result<()> {
         none(),
     ]);
     report.table("changes into DuckDB", &lines);
+    report.goal(
+        format!("changes: at least {CHANGES_PER_SECOND_MIN:.0} a second over the backlog"),
+        format!("{per_second:.0}"),
+        per_second >= CHANGES_PER_SECOND_MIN,
+    );
     Ok(())
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Options {
 const METHOD: &str = "pgferry follows a source in which nothing that it carries changes, into a DuckDB file: first nobody writes, then others write \
     64 MB of log of tables that it does not carry. CPU and bytes written are the process's own, from `/proc`; a write of the file is \
     a change of the size or time of the file or its log, looked at every 50 ms. Each phase is measured once.";
-const CPU_PERCENT_MAX: f64 = 1.0;
+const CPU_PERCENT_MAX: f64 = 0.5;
 
 /// What a phase cost.
 struct Phase {

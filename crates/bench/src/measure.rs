@@ -3,6 +3,7 @@
 //! CPU of the contestant is what the kernel counts for a process that was waited for (getrusage(2)); peak memory is sampled from
 //! `/proc/PID/status`, so a peak in the last 5 ms may be missed.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -125,4 +126,10 @@ pub(crate) fn median(runs: &[Run]) -> (Run, Duration, Duration) {
     sorted.sort_by_key(|run| run.wall);
     let last = sorted.len() - 1;
     (sorted[last / 2].clone(), sorted[0].wall, sorted[last].wall)
+}
+
+/// The median run of the fastest among the contestants whose names start with `kind`; `None` where none does.
+pub(crate) fn fastest(runs: &HashMap<String, Vec<Run>>, kind: &str) -> Option<Run> {
+    let named = runs.iter().filter(|(name, _)| name.starts_with(kind));
+    named.map(|(_, runs)| median(runs).0).min_by_key(|run| run.wall)
 }

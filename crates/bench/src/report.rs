@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::effort::Effort;
-use crate::measure::{Run, median};
+use crate::measure::{Run, fastest, median};
 
 /// A goal beside what was measured.
 #[derive(Clone, Debug)]
@@ -100,6 +100,34 @@ impl Report {
 
     pub(crate) fn goal(&mut self, what: impl Into<String>, measured: impl Into<String>, met: bool) {
         self.goals.push(Goal { what: what.into(), measured: measured.into(), met });
+    }
+
+    /// How much faster the fastest contestant of `ours` has to be than the fastest of `theirs`.
+    pub(crate) fn faster(
+        &mut self,
+        what: &str,
+        runs: &HashMap<String, Vec<Run>>,
+        ours: &str,
+        theirs: &str,
+        times_min: f64,
+    ) {
+        let (Some(ours), Some(theirs)) = (fastest(runs, ours), fastest(runs, theirs)) else { return };
+        let times = theirs.wall.as_secs_f64() / ours.wall.as_secs_f64();
+        self.goal(format!("{what}: at least {times_min} x"), format!("{times:.2} x"), times >= times_min);
+    }
+
+    /// Own CPU of the fastest contestant of `ours`, for `count` rows or changes.
+    pub(crate) fn cpu_at_most(
+        &mut self,
+        what: &str,
+        runs: &HashMap<String, Vec<Run>>,
+        ours: &str,
+        count: u64,
+        max: f64,
+    ) {
+        let Some(run) = fastest(runs, ours) else { return };
+        let cpu = run.own_cpu.as_secs_f64() * 1e6 / count as f64;
+        self.goal(format!("{what}: own CPU at most {max} s per million"), format!("{cpu:.2} s"), cpu <= max);
     }
 
     /// Writes the section, unless told to print only.

@@ -15,6 +15,10 @@ use crate::server::Scene;
 const METHOD: &str = "One table's snapshot: connections that send COPY and throw away what comes (the floor) beside pgferry's engine into a \
     null target, which encodes every row. `wide` has 20 columns of mixed types, `accounts` 4 narrow ones.";
 
+/// Of the fastest reader that throws the rows away.
+const TIMES_MIN: f64 = 0.9;
+const CPU_SECONDS_MAX: f64 = 1.0;
+
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -88,6 +92,9 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             }
             let names: Vec<String> = contestants.into_iter().map(|(name, _)| name).collect();
             report.runs(&format!("snapshot of {table}"), "rows", rows, &names, &runs);
+            let what = format!("{table} over {}", if socket { "a Unix socket" } else { "TCP" });
+            report.faster(&format!("{what}, of the fastest floor"), &runs, "pgferry", "floor", TIMES_MIN);
+            report.cpu_at_most(&what, &runs, "pgferry", rows, CPU_SECONDS_MAX);
         }
     }
     report.finish(effort)

@@ -367,7 +367,8 @@ fn extent(
         })
         .collect();
     let filters = restrictions.table.filter.into_iter().chain(options.snapshot_where.iter().cloned());
-    Extent { heaps, filters: filters.collect() }
+    let generates = found.columns.iter().any(|column| column.generated);
+    Extent { heaps, filters: filters.collect(), generates }
 }
 
 fn no_pattern(text: &str) -> Error {

@@ -283,7 +283,8 @@ fn settings(config: &DuckdbConfig) -> duckdb::Result<Config> {
         .max_memory(&config.memory_limit)?
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
-        .with(COMPACTION_SETTING, "0")?;
+        .with(COMPACTION_SETTING, "0")?
+        .with("write_buffer_row_group_count", "1")?;
     if config.threads == 0 { Ok(settings) } else { settings.threads(config.threads as i64) }
 }
 

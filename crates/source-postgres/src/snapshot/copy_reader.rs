@@ -20,13 +20,15 @@ use super::copy_binary::BinaryRows;
 use super::plan::{Heap, PageRange};
 use crate::error;
 
-/// The statement that reads a range of a relation.
+/// The statement that reads a range of a relation: of a whole one without a query where that says the same, because planning a query
+/// takes as long as reading a small table.
 pub(crate) fn copy_statement(
     table: &Table,
     heap: &Heap,
     range: &PageRange,
     formats: &[CellFormat],
     filters: &[&str],
+    generates: bool,
 ) -> String {
     let columns: Vec<String> = table
         .columns
@@ -45,6 +47,11 @@ pub(crate) fn copy_statement(
     let relation = relation(heap);
     let conditions: Vec<String> =
         range.condition().into_iter().chain(filters.iter().map(|filter| format!("({filter})"))).collect();
+    let plain = conditions.is_empty() && !generates && !formats.contains(&CellFormat::Text);
+    if plain && !columns.is_empty() {
+        // It reads this relation's own rows only, as ONLY does (PostgreSQL docs, "COPY").
+        return format!("COPY {relation} ({}) TO STDOUT (FORMAT binary)", columns.join(", "));
+    }
     let where_clause =
         if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
     format!(
@@ -153,9 +160,19 @@ mod tests {
         let range = PageRange { oid: 1, pages: Some((3, None)) };
         let formats = [CellFormat::Text, CellFormat::Binary];
         assert_eq!(
-            copy_statement(&table, &heap, &range, &formats, &["x > 1"]),
+            copy_statement(&table, &heap, &range, &formats, &["x > 1"], false),
             "COPY (SELECT pg_catalog.textin(pg_catalog.inet_out(\"a b\")), \"c\" FROM ONLY \"s\".\"Käse\" \
              WHERE ctid >= '(3,0)'::pg_catalog.tid AND (x > 1)) TO STDOUT (FORMAT binary)"
         );
+        let whole = PageRange { oid: 1, pages: None };
+        let of = |formats: &[CellFormat], filters: &[&str], generates| {
+            copy_statement(&table, &heap, &whole, formats, filters, generates)
+        };
+        let binary = [CellFormat::Binary; 2];
+        let plain = "COPY \"s\".\"Käse\" (\"a b\", \"c\") TO STDOUT (FORMAT binary)";
+        assert_eq!(of(&binary, &[], false), plain);
+        for queried in [of(&formats, &[], false), of(&binary, &["x > 1"], false), of(&binary, &[], true)] {
+            assert!(queried.starts_with("COPY (SELECT "), "{queried}");
+        }
     }
 }

@@ -24,6 +24,7 @@ use pgferry_postgres::{ConnectionThread, Purpose, Session, quote_literal};
 use crate::control::{PostgresControl, column, query};
 use crate::error;
 use crate::replication::slot;
+use crate::snapshot::PREPARE_LOOK;
 use pgferry_pipeline::error::SNAPSHOT_LOST;
 
 /// The exporting connection and the snapshot's name.
@@ -99,7 +100,7 @@ impl Exported {
         let rows = query(&mut session, &format!("SELECT pg_catalog.{function}()")).await?;
         let seen = column(&rows, 0, 0)?;
         self.verify_same(&seen)?;
-        query(&mut session, "SAVEPOINT chunk").await?;
+        query(&mut session, &format!("{PREPARE_LOOK}; SAVEPOINT chunk")).await?;
         Ok(Worker { thread, session })
     }
 

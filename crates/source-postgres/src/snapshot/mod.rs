@@ -29,6 +29,8 @@ pub(crate) struct Extent {
     pub(crate) heaps: Vec<Heap>,
     /// Conditions on its rows: the publication's row filter, the task's `snapshot_where`.
     pub(crate) filters: Vec<String>,
+    /// Whether it has generated columns, which COPY reads out of a query only.
+    pub(crate) generates: bool,
 }
 
 /// An open snapshot.
@@ -72,8 +74,8 @@ impl Snapshot for ConsistentSnapshot {
             .map(|(column, &wanted)| if column.data_type.sends_binary { wanted } else { CellFormat::Text })
             .collect();
         let filters: Vec<&str> = extent.filters.iter().chain(&heap.filter).map(String::as_str).collect();
-        let copy = copy_statement(table, heap, &range, &formats, &filters);
-        let statements = format!("{copy}; {}; {GIVE_LOCKS_BACK}", unmoved_statement(heap));
+        let copy = copy_statement(table, heap, &range, &formats, &filters, extent.generates);
+        let statements = format!("{copy}; {}; {GIVE_LOCKS_BACK}", look_at(heap));
         let Worker { thread, mut session } = self.exported.worker(&self.control).await?;
         let (table_read, rows_out) = (Arc::clone(table), out.clone());
         let reading = async move {
@@ -100,21 +102,22 @@ impl ConsistentSnapshot {
     }
 }
 
-/// Asks whether rows were read from the relation that the snapshot means, while the COPY's lock still keeps everything as it is.
+/// Prepares the question whether rows were read from the relation that the snapshot means, for [`look_at`]. Prepared, because
+/// planning it anew takes longer than the COPY of a small table.
 ///
 /// The snapshot does not protect from either: a name leads to what has it now; and a rewrite gives rows new places, which no chunk or
 /// two of them may cover, or makes new rows of them, which an older snapshot does not see (PostgreSQL docs, "Caveats" of chapter
 /// "Concurrency Control"). The catalog's row is read as of the snapshot, the function tells what is so now.
-fn unmoved_statement(heap: &Heap) -> String {
-    let (oid, name) = (heap.oid, quote_literal(&relation(heap)));
-    format!(
-        "SELECT coalesce(pg_catalog.to_regclass({name})::pg_catalog.oid = {oid}, false), \
-         coalesce((SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = {oid}) \
-         = pg_catalog.pg_relation_filenode({oid}), true)"
-    )
+pub(crate) const PREPARE_LOOK: &str = "PREPARE pgferry_look (text, oid) AS \
+    SELECT coalesce(pg_catalog.to_regclass($1)::pg_catalog.oid = $2, false), \
+    coalesce((SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = $2) = pg_catalog.pg_relation_filenode($2), true)";
+
+/// Asks it, while the COPY's lock still keeps everything as it is.
+fn look_at(heap: &Heap) -> String {
+    format!("EXECUTE pgferry_look ({}, {})", quote_literal(&relation(heap)), heap.oid)
 }
 
-/// Refuses rows by the answer to [`unmoved_statement`].
+/// Refuses rows by the answer to [`look_at`].
 fn verify_unmoved(answers: &[ResultRow], table: &Table) -> Result<()> {
     let yes = |at| optional(answers, 0, at).as_deref() == Some("t");
     match (yes(0), yes(1)) {
