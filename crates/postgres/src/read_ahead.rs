@@ -20,13 +20,11 @@ use crate::connection_thread::ConnectionThread;
 use crate::error::ServerError;
 use crate::explain::{Place, explain};
 use crate::session::{
-    FRAME_BYTES_MAX, Frame, READ_BYTES, SessionReader, drop_frame, first_frame, frame_length,
+    FRAME_BYTES_MAX, Frame, KEPT_BYTES_MAX, READ_BYTES, SessionReader, drop_frame, first_frame, frame_length,
 };
 
 /// Pieces that wait for the caller.
 const PIECES_MAX: usize = 4;
-/// A buffer that one large frame has blown up is not kept.
-const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
 
 /// The reading side of a connection that is read ahead.
 pub struct ReadAhead {

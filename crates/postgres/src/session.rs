@@ -26,6 +26,8 @@ use crate::tls;
 
 /// Room for a read; large, so that one read brings many frames.
 pub(crate) const READ_BYTES: usize = 256 << 10;
+/// A buffer that one large frame has blown up beyond this is not kept.
+pub(crate) const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
 /// PostgreSQL's largest message and its header.
 pub(crate) const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
 /// The largest message before the login is done: nobody unknown makes us hold more.
@@ -383,10 +385,14 @@ pub(crate) fn first_frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Fram
     Ok(Some(Frame { tag: buffer[0], body: &buffer[5..length] }))
 }
 
-/// Takes the first frame, where it is whole.
+/// Takes the first frame, where it is whole. The memory of a large one is given back at once: the next thing that happens to it is a
+/// second copy of it, in the target's form.
 pub(crate) fn drop_frame(buffer: &mut BytesMut, bytes_max: usize) {
     if let Ok(Some(length)) = frame_length(buffer, bytes_max) {
         buffer.advance(length);
+        if length > KEPT_BYTES_MAX {
+            *buffer = BytesMut::from(&buffer[..]);
+        }
     }
 }
 
