@@ -1,15 +1,19 @@
 //! What a run will need of the file: findings, in the order of work.
 
 use duckdb::Connection;
-use pgferry_model::{Class, Error, Finding, Outcome, Result, TableState};
+use pgferry_model::{Class, Cure, Error, Finding, Outcome, Result, TableState};
 use pgferry_pipeline::{Fidelity, IfTargetExists, TablePlan, Target};
 
 use crate::DuckdbTarget;
-use crate::error::{NOT_REPRESENTABLE, table_exists};
+use crate::error::{MEMORY_SHORT, NOT_REPRESENTABLE, refused, table_exists};
 use crate::schema::{
     Entries, column_types, create_statements, owner_before, qualified, remake_statements, target_name,
     verify_existing,
 };
+
+/// What a column of a table that has changed holds until the next checkpoint, however little it is: a block (DuckDB source,
+/// `ColumnData::AppendTransientSegment`).
+const BLOCK_BYTES: u64 = 1 << 18;
 
 /// Looks at the file and at every table's place in it.
 pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec<Finding>> {
@@ -19,7 +23,8 @@ pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec
         Err(failure) => return Ok(vec![Finding::from_error("target.file", file, Outcome::Failed, &failure)]),
     };
     let entries = Entries::read(&connection)?;
-    let mut findings = vec![Finding::passed("target.file", file, "opened for writing")];
+    let mut findings = vec![Finding::passed("target.file", &*file, "opened for writing")];
+    findings.push(memory(&connection, plans, &file)?);
     for plan in plans {
         let subject = plan.table.name.to_string();
         findings.extend(mapping(target, plan, &subject));
@@ -29,6 +34,34 @@ pub(crate) fn findings(target: &DuckdbTarget, plans: &[TablePlan]) -> Result<Vec
         });
     }
     Ok(findings)
+}
+
+/// Whether DuckDB can hold what it needs where every table changes: it writes to disk what it cannot, and reads it again.
+fn memory(connection: &Connection, plans: &[TablePlan], file: &str) -> Result<Finding> {
+    let asked = "SELECT parse_formatted_bytes(current_setting('memory_limit'))";
+    let limit: u64 = connection
+        .query_row(asked, [], |row| row.get(0))
+        .map_err(|failure| refused("asking for the memory limit", failure))?;
+    let columns: u64 = plans.iter().map(|plan| plan.table.columns.len() as u64).sum();
+    let (held, gigabytes) = (columns * BLOCK_BYTES, |bytes: u64| bytes as f64 / 1e9);
+    if held <= limit / 4 * 3 {
+        let detail = format!("{columns} columns change within DuckDB's {:.1} GB", gigabytes(limit));
+        return Ok(Finding::passed("target.memory", file, detail));
+    }
+    let problem = format!(
+        "{columns} columns of {} tables can hold {:.1} GB, and DuckDB's memory limit is {:.1} GB",
+        plans.len(),
+        gigabytes(held),
+        gigabytes(limit)
+    );
+    let wanted = (held * 3 / 2).div_ceil(1_000_000_000);
+    let short = Error::task_broken(MEMORY_SHORT, problem)
+        .with_cause("a table that has changed holds 256 kB for each of its columns until the next checkpoint; what has no room goes to disk and comes back")
+        .with_cure(
+            Cure::advice("let DuckDB hold more, where all of them change: the line belongs to the connection in the task file")
+                .line(format!("memory_limit = \"{wanted}GB\"")),
+        );
+    Ok(Finding::from_error("target.memory", file, Outcome::Warning, &short))
 }
 
 /// What `prepare` would find where the table goes: that it is as it has to be, or the error that it would end with.

@@ -28,6 +28,8 @@ pub const SLICES_LOST: Code = Code::new("target.slices_lost");
 pub const DISK_FULL: Code = Code::new("target.disk_full");
 /// DuckDB's memory limit is reached.
 pub const OUT_OF_MEMORY: Code = Code::new("target.out_of_memory");
+/// DuckDB's memory limit is less than what many changed tables hold.
+pub const MEMORY_SHORT: Code = Code::new("target.memory_short");
 /// DuckDB refused a statement.
 pub const STATEMENT: Code = Code::new("target.statement_refused");
 

@@ -8,7 +8,8 @@
 //! Judged: what is usual (the median) in the last quarter of the time against the second one, when everything has been used once. In the
 //! end both sides are equal and nothing is left behind.
 //!
-//! Limit: the target's own cache is part of the process, where it has one; the load keeps the data small enough to fill it early.
+//! Limit: the target's own cache is part of the process, where it has one. The data stays as large as it becomes in the first minutes:
+//! old rows are deleted.
 
 use std::fmt;
 use std::path::Path;
@@ -22,6 +23,7 @@ use pgferry_testkit::process::RunningFerry;
 use pgferry_testkit::workload::{Counts, Options, Stop, Workload};
 use pgferry_testkit::{Database, Server};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::scene::{Scene, expect_code, options, slot};
 use crate::target_place::{self, TargetPlace};
@@ -30,6 +32,8 @@ const MAJOR: u32 = 15;
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const LARGE_EVERY: Duration = Duration::from_secs(20);
 const LARGE_ROWS: u32 = 60_000;
+/// Fresh keys that stay: what a minute or so brings.
+const KEYS_KEPT: u64 = 100_000;
 /// How long the end may take: what is on its way, and the last checkpoint.
 const END_WITHIN: Duration = Duration::from_secs(300);
 const MIB: u64 = 1 << 20;
@@ -125,7 +129,7 @@ impl Soak {
         let file = scene.task_file();
         let mut ferry = scene.command(&["run", &file])?.limit(self.time + END_WITHIN).start()?;
         let load = workload.start(&scene.database.url(), Stop::After(self.time), self.sessions)?;
-        let large = tokio::spawn(large_transactions(client, self.time));
+        let large = tokio::spawn(large_transactions(client, workload.trim_statements(KEYS_KEPT), self.time));
         let samples = self.watch(&scene, &mut ferry, &mut each).await?;
         let counts = load.join().await?;
         large.await.context("the large transactions' task ended")??;
@@ -164,8 +168,9 @@ impl Soak {
     }
 }
 
-/// Inserted, changed and deleted again, each larger than what the server decodes in memory: streamed while in progress.
-async fn large_transactions(client: Client, time: Duration) -> Result<()> {
+/// Inserted, changed and deleted again, each larger than what the server decodes in memory: streamed while in progress. Old rows of the
+/// other tables go too.
+async fn large_transactions(client: Client, trims: Vec<String>, time: Duration) -> Result<()> {
     let until = Instant::now() + time;
     let mut round = 0;
     while Instant::now() < until {
@@ -176,6 +181,13 @@ async fn large_transactions(client: Client, time: Duration) -> Result<()> {
              UPDATE public.bulk SET filler = filler || 'x' WHERE id % 3 = 0; COMMIT"
         );
         client.batch_execute(&sql).await?;
+        for trim in &trims {
+            match client.batch_execute(trim).await {
+                // The others swap keys: what waits for each other is left for the next time.
+                Err(failure) if failure.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
+                done => done.with_context(|| trim.clone())?,
+            }
+        }
         tokio::time::sleep(LARGE_EVERY.min(until.saturating_duration_since(Instant::now()))).await;
     }
     Ok(())

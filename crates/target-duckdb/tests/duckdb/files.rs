@@ -111,6 +111,11 @@ async fn a_check_tells_before_the_start() {
     let findings = target.check(&plans).await.unwrap();
     assert!(findings.iter().all(|finding| finding.outcome == Outcome::Passed), "{findings:?}");
     assert!(findings.iter().any(|finding| finding.code == Some(error::NOT_REPRESENTABLE)));
+    let many = vec![plan(&one, IfTargetExists::Error); 2000];
+    let findings = target.check(&many).await.unwrap();
+    let short = findings.iter().find(|finding| finding.code == Some(error::MEMORY_SHORT)).expect("a warning");
+    assert_eq!(short.outcome, Outcome::Warning);
+    assert_eq!(short.cure.as_ref().expect("a cure").lines, ["memory_limit = \"2GB\""]);
     let statements = target.describe(&plans[0]).await.unwrap();
     assert_eq!(
         statements,

@@ -193,6 +193,12 @@ impl Workload {
         Ok(())
     }
 
+    /// One DELETE per table that leaves of its fresh keys the `keep` last ones: data that is written for long stays as large as it is.
+    pub fn trim_statements(&self, keep: u64) -> Vec<String> {
+        let filled = self.tables.iter().filter(|table| table.kind.filled());
+        filled.map(|table| table.trim_sql(transaction::FRESH_FROM..transaction::ASIDE, keep)).collect()
+    }
+
     /// The statements of the first `count` transactions that session `session` of the next run will send.
     pub fn statements(&self, session: u64, concurrency: u64, count: u64) -> Vec<Vec<String>> {
         let mut source = self.transactions(session, concurrency);

@@ -2,6 +2,8 @@
 //!
 //! Invariant: the key of row `k` is a function of `k` alone, so that statements can name rows without asking.
 
+use std::ops::Range;
+
 use super::Options;
 use crate::random::SeededRandom;
 use crate::types::{self, TypeCase};
@@ -80,6 +82,14 @@ impl Table {
     /// Whether its rows have keys to change.
     pub(super) fn keyed(&self) -> bool {
         self.kind != Kind::Keyless
+    }
+
+    /// A DELETE of the rows whose key is in `keys` and more than `keep` below the largest one there.
+    pub(super) fn trim_sql(&self, keys: Range<u64>, keep: u64) -> String {
+        let (name, key, Range { start, end }) = (&self.name, self.key_column(), keys);
+        format!(
+            "DELETE FROM {name} WHERE {key} >= {start} AND {key} < (SELECT max({key}) FROM {name} WHERE {key} < {end}) - {keep}"
+        )
     }
 
     /// INSERTs of these keys: one of many rows where the columns allow it.

@@ -11,9 +11,9 @@ use crate::random::SeededRandom;
 
 /// Fresh keys lie above every filled one, with this room for each run.
 const RUN_ROOM: u64 = 1 << 24;
-const FRESH_FROM: u64 = 1 << 20;
+pub(super) const FRESH_FROM: u64 = 1 << 20;
 /// A key that no row has outside of a key swap.
-const ASIDE: u64 = 1 << 30;
+pub(super) const ASIDE: u64 = 1 << 30;
 
 /// Which session of which run, among how many, over how many filled rows.
 #[derive(Clone, Copy, Debug)]
