@@ -33,6 +33,9 @@ use crate::error::{FILE, STATEMENT, fenced, refused};
 
 /// What the file's name ends with while the file is being made.
 const ASIDE: &str = ".new";
+/// How many full row groups DuckDB keeps before it compresses and writes them. One: with its own limit of five a chunk would keep all of
+/// its rows until the commit, and commits take turns.
+const ROW_GROUPS_KEPT_SETTING: &str = "write_buffer_row_group_count";
 /// How many parts of a table a checkpoint may write anew to close the gaps that deleted rows and unfilled row groups leave.
 const COMPACTION_SETTING: &str = "max_vacuum_tasks";
 /// While changes are applied. Each part gives back at least a row group (122,880 rows); with DuckDB's own limit of 100 a checkpoint
@@ -284,7 +287,7 @@ fn settings(config: &DuckdbConfig) -> duckdb::Result<Config> {
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?
         .with(COMPACTION_SETTING, "0")?
-        .with("write_buffer_row_group_count", "1")?;
+        .with(ROW_GROUPS_KEPT_SETTING, "1")?;
     if config.threads == 0 { Ok(settings) } else { settings.threads(config.threads as i64) }
 }
 
