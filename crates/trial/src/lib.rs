@@ -16,5 +16,5 @@ pub mod scene;
 pub mod soak;
 pub mod target_place;
 
-pub use scene::{MAJORS, Scene, options, slot};
+pub use scene::{MAJORS, Scene, options, slot, undecodable};
 pub use target_place::TargetPlace;

@@ -99,6 +99,15 @@ impl Scene {
         Ok(outcome)
     }
 
+    /// The cure of `source.decoding_failed`, a fault of the server's that comes now and then where tables are truncated while a slot
+    /// is made. Both sides have to be equal after it, too; the next run copies.
+    pub async fn copy_again(&self) -> Result<()> {
+        let drop = format!("SELECT pg_drop_replication_slot('{}')", slot(&self.database));
+        self.database.execute(&drop).await?;
+        let outcome = self.command(&["resync", &self.task_file(), "--yes"])?.run().await?;
+        expect_code(&outcome, &[0])
+    }
+
     /// What the target holds of the task; no pgferry may run meanwhile.
     pub async fn held(&self) -> Result<Option<Progress>> {
         self.place.held(self.folder()).await
@@ -194,6 +203,11 @@ pub fn expect_code(outcome: &Outcome, codes: &[i32]) -> Result<()> {
         outcome.stderr
     );
     Ok(())
+}
+
+/// Whether it is the fault that [`Scene::copy_again`] cures.
+pub fn undecodable(failure: &anyhow::Error) -> bool {
+    format!("{failure:#}").contains("source.decoding_failed")
 }
 
 /// The name of a scene's slot.

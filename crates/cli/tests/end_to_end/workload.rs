@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use pgferry_testkit::workload::{Stop, Workload};
 
-use crate::scene::{MAJORS, Scene, options};
+use crate::scene::{MAJORS, Scene, options, undecodable};
 use crate::types::text_overrides;
 
 async fn at_rest(major: u32) -> Result<()> {
@@ -33,7 +33,10 @@ async fn under_load(major: u32) -> Result<()> {
     workload.fill(&client, 500).await?;
     let load = workload.start(&scene.database.url(), Stop::After(Duration::from_secs(5)), 3)?;
     for _ in 0..3 {
-        scene.run().await?;
+        match scene.run().await {
+            Err(failure) if undecodable(&failure) => scene.copy_again().await?,
+            done => drop(done?),
+        }
     }
     load.join().await?;
     scene.run().await?;

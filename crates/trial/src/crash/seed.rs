@@ -22,7 +22,7 @@ use super::ledger::{Ledger, Since};
 use super::others::{self, Activity, Others};
 use super::plan::{self, Moment, Plan, Step};
 use super::tally::Tally;
-use crate::scene::{Scene, expect_code, slot};
+use crate::scene::{Scene, expect_code, undecodable};
 use crate::target_place;
 
 /// SIGABRT: what a failpoint ends the process with.
@@ -107,19 +107,14 @@ impl Seed {
         }
     }
 
-    /// The cure of `source.decoding_failed`: a fault of the server's that comes now and then where tables are truncated while a slot is
-    /// made. Both sides have to be equal after it, too.
     async fn copy_again(&mut self) -> Result<()> {
         self.tell("the server could not decode its log: everything anew");
         self.tally.undecodable += 1;
         self.others.settle().await?;
-        let drop = format!("SELECT pg_drop_replication_slot('{}')", slot(&self.scene.database));
-        self.scene.database.execute(&drop).await?;
-        let file = self.scene.task_file();
-        let outcome = self.scene.command(&["resync", &file, "--yes"])?.run().await?;
+        self.scene.copy_again().await?;
         self.tally.starts += 1;
         self.ledger = Ledger::default();
-        expect_code(&outcome, &[WELL])
+        Ok(())
     }
 
     async fn step(&mut self, step: &Step) -> Result<()> {
@@ -421,10 +416,6 @@ impl Seed {
         let log: Vec<&str> = log.lines().filter(ours).collect();
         Ok(std::fs::write(folder.join("server.log"), log.join("\n"))?)
     }
-}
-
-fn undecodable(failure: &anyhow::Error) -> bool {
-    format!("{failure:#}").contains("error[source.decoding_failed]")
 }
 
 async fn told(running: RunningFerry) -> String {
