@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, BooleanBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray,
+    ArrayRef, BinaryArray, BinaryBuilder, BooleanBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray,
     Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray, PrimitiveArray, StringArray,
     Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array,
 };
@@ -107,8 +107,37 @@ pub fn encode_column(
     column: usize,
     encoding: &Encoding,
 ) -> Result<ArrayRef, Unfit> {
+    if let Some(array) = shared(batch, tuples, column, encoding) {
+        return array;
+    }
     let cells = tuples.iter().map(|&first| batch.tuple(first).map_or(Cell::Null, |row| row.cell(column)));
     encode_cells(cells, tuples.len(), encoding)
+}
+
+/// A column's only row with a value that is kept apart: the array takes the value's memory, nothing is copied.
+fn shared(
+    batch: &Batch,
+    tuples: &[u32],
+    column: usize,
+    encoding: &Encoding,
+) -> Option<Result<ArrayRef, Unfit>> {
+    let &[only] = tuples else { return None };
+    let row = batch.tuple(only)?;
+    let value = row.shared(column)?.clone();
+    let value = match (encoding, row.cell(column)) {
+        (Encoding::Utf8, _) | (Encoding::JsonbText, Cell::Text(_)) | (Encoding::Binary, Cell::Binary(_)) => {
+            value
+        }
+        (Encoding::JsonbText, Cell::Binary([1, ..])) => value.slice(1..),
+        _ => return None,
+    };
+    let offsets = OffsetBuffer::from_lengths([value.len()]);
+    Some(if *encoding == Encoding::Binary {
+        Ok(Arc::new(BinaryArray::new(offsets, value.into(), None)))
+    } else {
+        let array = StringArray::try_new(offsets, value.into(), None);
+        array.map(|array| Arc::new(array) as ArrayRef).map_err(|_| unfit("is not valid UTF-8"))
+    })
 }
 
 /// Encodes any cells.

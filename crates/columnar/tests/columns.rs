@@ -8,7 +8,8 @@ use arrow::array::{
     TimestampMicrosecondArray,
 };
 use arrow::datatypes::Int32Type;
-use pgferry_columnar::{Encoding, encode_column};
+use bytes::Bytes;
+use pgferry_columnar::{Encoding, Unfit, encode_column};
 use pgferry_model::{Batch, CellFormat, Column, DataType, Op, Table, TableId, TableName, TypeKind};
 use proptest::prelude::*;
 
@@ -55,6 +56,44 @@ fn encoded(kind: TypeKind, encoding: &Encoding, cells: &[In<'_>]) -> Result<Arra
     let batch = batch(kind, cells);
     let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
     encode_column(&batch, &tuples, 0, encoding).map_err(|unfit| unfit.reason)
+}
+
+#[test]
+fn a_value_apart_becomes_an_array_without_a_copy_where_it_is_alone() {
+    let apart = |cells: &[(CellFormat, &[u8])], encoding: &Encoding| {
+        let mut batch = batch(TypeKind::Text, &[]);
+        let values: Vec<Bytes> = cells.iter().map(|cell| Bytes::copy_from_slice(cell.1)).collect();
+        for (&(format, _), value) in cells.iter().zip(&values) {
+            batch.start_row(Op::Insert, 0);
+            batch.start_new();
+            batch.push_apart(format, value.clone());
+        }
+        let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
+        let array = encode_column(&batch, &tuples, 0, encoding)?;
+        let memory = values[0].as_ptr_range();
+        let shared = array.to_data().buffers()[1].as_ptr();
+        Ok::<_, Unfit>((memory.contains(&shared), array))
+    };
+    let (text, binary) = (CellFormat::Text, CellFormat::Binary);
+    for (encoding, format, bytes, shared, expected) in [
+        (Encoding::Utf8, text, "wert ä".as_bytes(), true, "wert ä".as_bytes()),
+        (Encoding::Utf8, binary, b"value", true, b"value"),
+        (Encoding::JsonbText, text, b"{}", true, b"{}"),
+        (Encoding::JsonbText, binary, b"\x01{}", true, b"{}"),
+        (Encoding::Binary, binary, b"\x00\xff", true, b"\x00\xff"),
+        (Encoding::Binary, text, b"\\x00ff", false, b"\x00\xff"),
+    ] {
+        let (is_shared, array) = apart(&[(format, bytes)], &encoding).unwrap();
+        assert_eq!(is_shared, shared, "{encoding:?} {format:?}");
+        let value = array.as_string_opt::<i32>().map(|array| array.value(0).as_bytes());
+        let value = value.unwrap_or_else(|| array.as_binary::<i32>().value(0));
+        assert_eq!(value, expected, "{encoding:?} {format:?}");
+    }
+    let (shared, array) = apart(&[(text, b"one"), (text, b"two")], &Encoding::Utf8).unwrap();
+    assert!(!shared);
+    assert_eq!(array.as_string::<i32>().iter().flatten().collect::<Vec<_>>(), ["one", "two"]);
+    assert!(apart(&[(text, b"\xff")], &Encoding::Utf8).is_err());
+    assert!(apart(&[(binary, b"\x02{}")], &Encoding::JsonbText).is_err(), "an unknown version");
 }
 
 /// Words of the reasons; the first that occurs in a reason stands for it.

@@ -4,19 +4,25 @@
 //!   rows    [ insert seq 7, new @0 ] [ update seq 9, new @3, old @6 ] ...
 //!   cells   [ a b c | a b c | a - - | ... ]      8 bytes each: offset, length, form (or NULL, or unchanged)
 //!   arena   "42" "Ada" "2024-01-01 ..." ...      the bytes as they came
+//!   apart   [ "a value of megabytes" ] ...       large ones stay in the memory in which they came
 //! ```
 //!
-//! Invariants: every tuple has exactly as many cells as the table has columns; a reference never points outside the arena;
+//! Invariants: every tuple has exactly as many cells as the table has columns; a reference never points outside the arena or past the last value apart;
 //! a value's bytes are never interpreted here. No allocation per row, no per-value enum on the heap.
 //!
 //! Limits: 1 GiB - 3 per value (PostgreSQL's own limit is lower), 4 GiB per arena.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::Table;
 
 /// The largest value that a cell can refer to, in bytes; PostgreSQL's largest field is smaller (1 GiB - 1 with its header).
 pub const VALUE_BYTES_MAX: usize = (1 << 30) - 3;
+
+/// A value of this many bytes is better kept apart than copied into the arena, where its memory can be shared.
+pub const APART_BYTES_MIN: usize = 1 << 20;
 
 /// Bytes that one row costs besides its cells and values.
 pub const SIZE_OF_ROW_ENTRY: usize = size_of::<RowEntry>();
@@ -24,6 +30,8 @@ pub const SIZE_OF_ROW_ENTRY: usize = size_of::<RowEntry>();
 const NULL: u32 = u32::MAX;
 const UNCHANGED: u32 = u32::MAX - 1;
 const BINARY_BIT: u32 = 1 << 31;
+/// The offset is the place of a value apart. Set in [`NULL`] and [`UNCHANGED`], too: what is in the arena is told by one test.
+const NOT_IN_ARENA_BIT: u32 = 1 << 30;
 const LENGTH_MASK: u32 = (1 << 30) - 1;
 const NO_TUPLE: u32 = u32::MAX;
 
@@ -59,6 +67,11 @@ impl CellRef {
     #[inline]
     pub fn is_null(self) -> bool {
         self.tag == NULL
+    }
+
+    fn apart_at(self) -> Option<usize> {
+        let apart = self.tag & NOT_IN_ARENA_BIT != 0 && self.tag != NULL && self.tag != UNCHANGED;
+        apart.then_some(self.offset as usize)
     }
 }
 
@@ -102,6 +115,7 @@ struct RowEntry {
 pub struct Row<'a> {
     cells: &'a [CellRef],
     arena: &'a [u8],
+    apart: &'a [Bytes],
 }
 
 impl<'a> Row<'a> {
@@ -109,9 +123,14 @@ impl<'a> Row<'a> {
     #[inline]
     pub fn cell(&self, column: usize) -> Cell<'a> {
         match self.cells.get(column) {
-            Some(&cell) => resolve(cell, self.arena),
+            Some(&cell) => resolve(cell, self.arena, self.apart),
             None => Cell::Null,
         }
+    }
+
+    /// The memory of a column's value, where it is kept apart: to share it.
+    pub fn shared(&self, column: usize) -> Option<&'a Bytes> {
+        self.cells.get(column).and_then(|cell| self.apart.get(cell.apart_at()?))
     }
 
     /// Number of cells.
@@ -126,7 +145,7 @@ impl<'a> Row<'a> {
 
     /// The cells in column order.
     pub fn cells(&self) -> impl Iterator<Item = Cell<'a>> + '_ {
-        self.cells.iter().map(|&cell| resolve(cell, self.arena))
+        self.cells.iter().map(|&cell| resolve(cell, self.arena, self.apart))
     }
 
     /// Whether any cell is an unchanged TOAST value.
@@ -136,16 +155,15 @@ impl<'a> Row<'a> {
 }
 
 #[inline]
-fn resolve(cell: CellRef, arena: &[u8]) -> Cell<'_> {
-    match cell.tag {
-        NULL => Cell::Null,
-        UNCHANGED => Cell::Unchanged,
-        tag => {
-            let start = cell.offset as usize;
-            let bytes = &arena[start..start + (tag & LENGTH_MASK) as usize];
-            if tag & BINARY_BIT == 0 { Cell::Text(bytes) } else { Cell::Binary(bytes) }
-        }
-    }
+fn resolve<'a>(cell: CellRef, arena: &'a [u8], apart: &'a [Bytes]) -> Cell<'a> {
+    let start = cell.offset as usize;
+    let bytes = match cell.tag {
+        tag if tag & NOT_IN_ARENA_BIT == 0 => &arena[start..start + (tag & LENGTH_MASK) as usize],
+        NULL => return Cell::Null,
+        UNCHANGED => return Cell::Unchanged,
+        _ => &apart[start],
+    };
+    if cell.tag & BINARY_BIT == 0 { Cell::Text(bytes) } else { Cell::Binary(bytes) }
 }
 
 /// One change of a batch.
@@ -170,6 +188,8 @@ pub struct Batch {
     table: Arc<Table>,
     width: usize,
     arena: Vec<u8>,
+    apart: Vec<Bytes>,
+    apart_bytes: usize,
     cells: Vec<CellRef>,
     rows: Vec<RowEntry>,
 }
@@ -178,19 +198,24 @@ impl Batch {
     /// An empty batch of a table.
     pub fn new(table: Arc<Table>) -> Self {
         let width = table.columns.len();
-        Batch { table, width, arena: Vec::new(), cells: Vec::new(), rows: Vec::new() }
+        Batch {
+            table,
+            width,
+            arena: Vec::new(),
+            apart: Vec::new(),
+            apart_bytes: 0,
+            cells: Vec::new(),
+            rows: Vec::new(),
+        }
     }
 
     /// An empty batch with room for `rows` rows and `bytes` bytes of values.
     pub fn with_capacity(table: Arc<Table>, rows: usize, bytes: usize) -> Self {
-        let width = table.columns.len();
-        Batch {
-            table,
-            width,
-            arena: Vec::with_capacity(bytes),
-            cells: Vec::with_capacity(rows * width),
-            rows: Vec::with_capacity(rows),
-        }
+        let mut batch = Batch::new(table);
+        batch.arena.reserve_exact(bytes);
+        batch.cells.reserve_exact(rows * batch.width);
+        batch.rows.reserve_exact(rows);
+        batch
     }
 
     /// Its memory as an empty batch of a table.
@@ -199,6 +224,8 @@ impl Batch {
         self.width = table.columns.len();
         self.table = table;
         self.arena.clear();
+        self.apart.clear();
+        self.apart_bytes = 0;
         self.cells.clear();
         self.rows.clear();
         self
@@ -221,19 +248,20 @@ impl Batch {
 
     /// Bytes of memory that the content takes.
     pub fn bytes(&self) -> usize {
-        self.arena.len() + self.cells.len() * size_of::<CellRef>() + self.rows.len() * SIZE_OF_ROW_ENTRY
+        self.value_bytes() + self.cells.len() * size_of::<CellRef>() + self.rows.len() * SIZE_OF_ROW_ENTRY
     }
 
     /// Bytes of memory that it holds, used or not.
     pub fn room_bytes(&self) -> usize {
         self.arena.capacity()
+            + self.apart_bytes
             + self.cells.capacity() * size_of::<CellRef>()
             + self.rows.capacity() * SIZE_OF_ROW_ENTRY
     }
 
     /// Bytes of values.
     pub fn value_bytes(&self) -> usize {
-        self.arena.len()
+        self.arena.len() + self.apart_bytes
     }
 
     /// Starts a row without tuples; the caller then starts each tuple and pushes one cell per column.
@@ -280,6 +308,16 @@ impl Batch {
         let offset = self.arena.len() as u32;
         self.arena.extend_from_slice(bytes);
         self.cells.push(reference(offset, bytes.len(), format));
+    }
+
+    /// Pushes a value of at most [`VALUE_BYTES_MAX`] bytes with the memory in which it came.
+    pub fn push_apart(&mut self, format: CellFormat, value: Bytes) {
+        debug_assert!(value.len() <= VALUE_BYTES_MAX);
+        let mut cell = reference(self.apart.len() as u32, value.len(), format);
+        cell.tag |= NOT_IN_ARENA_BIT;
+        self.cells.push(cell);
+        self.apart_bytes += value.len();
+        self.apart.push(value);
     }
 
     /// Copies a run of bytes into the arena and returns its offset there; cells are pushed with [`Batch::push_at`].
@@ -343,7 +381,7 @@ impl Batch {
     pub fn tuple(&self, first: u32) -> Option<Row<'_>> {
         let first = first as usize;
         let cells = self.cells.get(first..first.checked_add(self.width)?)?;
-        Some(Row { cells, arena: &self.arena })
+        Some(Row { cells, arena: &self.arena, apart: &self.apart })
     }
 
     /// Lets a column of the tuple at `into` refer to the value that the tuple at `from` has: both share the bytes.
@@ -421,6 +459,25 @@ mod tests {
         batch.share_cell(old_at, new_at, 2);
         assert_eq!(batch.tuple(new_at).expect("new").cell(2), Cell::Text(b""));
         assert!(batch.is_unchanged(new_at, 1));
+    }
+
+    #[test]
+    fn a_value_apart_keeps_its_memory_and_counts() {
+        let frame = Bytes::from(b"frame: value".to_vec());
+        let mut batch = Batch::new(table(2));
+        batch.start_row(Op::Insert, 0);
+        batch.start_new();
+        batch.push_value(CellFormat::Text, b"key");
+        batch.push_apart(CellFormat::Binary, frame.slice(7..));
+        assert_eq!(batch.value_bytes(), 8);
+        let first = batch.new_tuple_at(0).expect("new");
+        let row = batch.tuple(first).expect("new");
+        assert_eq!(row.cells().collect::<Vec<_>>(), [Cell::Text(b"key"), Cell::Binary(b"value")]);
+        assert_eq!(row.shared(1).expect("apart").as_ptr(), frame[7..].as_ptr());
+        assert!(row.shared(0).is_none() && row.shared(2).is_none() && !row.has_unchanged());
+        batch.share_cell(first, first, 1);
+        assert_eq!(batch.emptied(table(2)).value_bytes(), 0);
+        assert!(frame.is_unique(), "an emptied batch holds nothing");
     }
 
     #[test]

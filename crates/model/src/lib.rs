@@ -11,7 +11,9 @@ mod position;
 mod progress;
 mod table;
 
-pub use batch::{Batch, Cell, CellFormat, CellRef, Op, Row, RowRef, SIZE_OF_ROW_ENTRY, VALUE_BYTES_MAX};
+pub use batch::{
+    APART_BYTES_MIN, Batch, Cell, CellFormat, CellRef, Op, Row, RowRef, SIZE_OF_ROW_ENTRY, VALUE_BYTES_MAX,
+};
 pub use data_type::{DataType, Dimensions, TypeKind};
 pub use delivery::{Delivery, Slice, TransactionMark};
 pub use error::{Class, Code, Cure, Error, Restart, Result, TaskCommand, shell_word};

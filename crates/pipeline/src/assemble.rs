@@ -12,8 +12,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use pgferry_model::{
-    Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TableName, TransactionMark,
+    APART_BYTES_MIN, Batch, CellFormat, Delivery, Op, Position, Slice, Table, TableId, TableName,
+    TransactionMark,
 };
 
 /// When to cut.
@@ -74,6 +76,7 @@ pub struct Assembler {
     cut_wanted: bool,
     cut_allowed: bool,
     changed: Option<Arc<Table>>,
+    lent: Option<Bytes>,
 }
 
 /// Puts one change into its table's batch. Every tuple gets exactly one cell per column of the table.
@@ -81,6 +84,7 @@ pub struct RowWriter<'a> {
     batch: &'a mut Batch,
     bytes: &'a mut usize,
     before: usize,
+    lent: Option<&'a Bytes>,
 }
 
 impl RowWriter<'_> {
@@ -111,7 +115,23 @@ impl RowWriter<'_> {
     /// A value of at most [`pgferry_model::VALUE_BYTES_MAX`] bytes.
     #[inline]
     pub fn value(&mut self, format: CellFormat, bytes: &[u8]) {
-        self.batch.push_value(format, bytes);
+        if bytes.len() < APART_BYTES_MIN {
+            self.batch.push_value(format, bytes);
+        } else {
+            self.large_value(format, bytes);
+        }
+    }
+
+    #[cold]
+    fn large_value(&mut self, format: CellFormat, bytes: &[u8]) {
+        let within = |lent: &&Bytes| {
+            let (lent, value) = (lent.as_ptr_range(), bytes.as_ptr_range());
+            lent.start <= value.start && value.end <= lent.end
+        };
+        match self.lent.filter(within) {
+            Some(lent) => self.batch.push_apart(format, lent.slice_ref(bytes)),
+            None => self.batch.push_value(format, bytes),
+        }
     }
 }
 
@@ -141,6 +161,7 @@ impl Assembler {
             cut_wanted: false,
             cut_allowed: true,
             changed: None,
+            lent: None,
         }
     }
 
@@ -148,6 +169,11 @@ impl Assembler {
     pub fn open_to_all(limits: Limits, tables: Vec<Arc<Table>>, after: Position) -> Self {
         let tables = tables.into_iter().map(|table| (table, Gate::After(after))).collect();
         Assembler::new(limits, tables, after)
+    }
+
+    /// Large values of the rows that follow may stay in this memory, where they lie in it; `None`: they are copied.
+    pub fn lend(&mut self, memory: Option<Bytes>) {
+        self.lent = memory;
     }
 
     /// A transaction begins. Returns whether it is wanted: it ends after where the delivery starts. The source may skip the
@@ -200,7 +226,7 @@ impl Assembler {
         let before = batch.bytes();
         batch.start_row(op, self.sequence);
         self.sequence = self.sequence.wrapping_add(1);
-        Some(RowWriter { batch, bytes: &mut self.bytes, before })
+        Some(RowWriter { batch, bytes: &mut self.bytes, before, lent: self.lent.as_ref() })
     }
 
     /// Tables are emptied.

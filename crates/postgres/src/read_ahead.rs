@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use pgferry_model::{Error, Result};
 use tokio::sync::mpsc;
 
@@ -21,6 +21,7 @@ use crate::error::ServerError;
 use crate::explain::{Place, explain};
 use crate::session::{
     FRAME_BYTES_MAX, Frame, KEPT_BYTES_MAX, READ_BYTES, SessionReader, drop_frame, first_frame, frame_length,
+    take_frame,
 };
 
 /// Pieces that wait for the caller.
@@ -66,6 +67,11 @@ impl ReadAhead {
     /// Takes the frame that [`ReadAhead::peek_frame`] showed.
     pub fn consume_frame(&mut self) {
         drop_frame(&mut self.buffer, FRAME_BYTES_MAX);
+    }
+
+    /// Takes the body of the frame that [`ReadAhead::peek_frame`] showed, with its memory.
+    pub fn take_frame(&mut self) -> Bytes {
+        take_frame(&mut self.buffer, FRAME_BYTES_MAX)
     }
 
     /// An ErrorResponse as an error of pgferry.

@@ -12,7 +12,7 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pgferry_model::{Cure, Error, Result};
 use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -28,6 +28,8 @@ use crate::tls;
 pub(crate) const READ_BYTES: usize = 256 << 10;
 /// A buffer that one large frame has blown up beyond this is not kept.
 pub(crate) const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
+/// Room is made for a large frame at once when this part of it has come: growing step by step holds it twice for a moment.
+const ARRIVED_PART: usize = 8;
 /// PostgreSQL's largest message and its header.
 pub(crate) const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
 /// The largest message before the login is done: nobody unknown makes us hold more.
@@ -63,6 +65,14 @@ pub struct Frame<'a> {
     pub body: &'a [u8],
 }
 
+impl Frame<'_> {
+    /// Whether it is better taken with its memory than copied: see [`SessionReader::take_frame`].
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        self.body.len() > KEPT_BYTES_MAX
+    }
+}
+
 /// A row of a small query, in text form.
 pub type ResultRow = Vec<Option<String>>;
 
@@ -94,7 +104,7 @@ pub struct Session {
 impl SessionReader {
     /// Reads what is at hand, at least one byte. Returns the number of bytes; 0 at the end. Cancel-safe.
     pub async fn read_some(&mut self) -> Result<usize> {
-        self.buffer.reserve(READ_BYTES);
+        self.buffer.reserve(room(&self.buffer, self.frame_bytes_max));
         let reading = self.socket.read_buf(&mut self.buffer);
         match &self.liveness {
             Some(liveness) => liveness.watch(reading).await,
@@ -118,6 +128,11 @@ impl SessionReader {
     /// Takes the frame that [`SessionReader::peek_frame`] showed.
     pub fn consume_frame(&mut self) {
         drop_frame(&mut self.buffer, self.frame_bytes_max);
+    }
+
+    /// Takes the body of the frame that [`SessionReader::peek_frame`] showed, with its memory.
+    pub fn take_frame(&mut self) -> Bytes {
+        take_frame(&mut self.buffer, self.frame_bytes_max)
     }
 
     fn frame_length(&self) -> Result<Option<usize>> {
@@ -319,6 +334,11 @@ impl Session {
         self.reader.consume_frame();
     }
 
+    /// See [`SessionReader::take_frame`].
+    pub fn take_frame(&mut self) -> Bytes {
+        self.reader.take_frame()
+    }
+
     /// See [`SessionReader::server_error`].
     pub fn server_error(&self, body: &[u8], doing: &str) -> Error {
         self.reader.server_error(body, doing)
@@ -370,13 +390,28 @@ pub fn result_row(body: &[u8]) -> Result<ResultRow> {
     Ok(row)
 }
 
-pub(crate) fn frame_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usize>> {
+/// Bytes of the first frame, whole or not, where its header is there.
+fn announced_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usize>> {
     let Some(header) = backend::Header::parse(buffer).map_err(malformed)? else { return Ok(None) };
     let length = usize::try_from(header.len()).map_err(malformed)? + 1;
     if length > bytes_max {
         return Err(malformed("a message longer than PostgreSQL sends"));
     }
-    Ok((buffer.len() >= length).then_some(length))
+    Ok(Some(length))
+}
+
+pub(crate) fn frame_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usize>> {
+    Ok(announced_length(buffer, bytes_max)?.filter(|&length| buffer.len() >= length))
+}
+
+/// Bytes to make room for before the next read.
+fn room(buffer: &[u8], bytes_max: usize) -> usize {
+    match announced_length(buffer, bytes_max) {
+        Ok(Some(length)) if buffer.len() >= length / ARRIVED_PART => {
+            length.saturating_sub(buffer.len()).max(READ_BYTES)
+        }
+        _ => READ_BYTES,
+    }
 }
 
 /// The first whole frame of a buffer.
@@ -385,15 +420,23 @@ pub(crate) fn first_frame(buffer: &[u8], bytes_max: usize) -> Result<Option<Fram
     Ok(Some(Frame { tag: buffer[0], body: &buffer[5..length] }))
 }
 
-/// Takes the first frame, where it is whole. The memory of a large one is given back at once: the next thing that happens to it is a
-/// second copy of it, in the target's form.
+/// Takes the first frame, where it is whole. The memory of a large one is given back at once.
 pub(crate) fn drop_frame(buffer: &mut BytesMut, bytes_max: usize) {
-    if let Ok(Some(length)) = frame_length(buffer, bytes_max) {
-        buffer.advance(length);
-        if length > KEPT_BYTES_MAX {
-            *buffer = BytesMut::from(&buffer[..]);
-        }
+    match frame_length(buffer, bytes_max) {
+        Ok(Some(length)) if length > KEPT_BYTES_MAX => drop(take_frame(buffer, bytes_max)),
+        Ok(Some(length)) => buffer.advance(length),
+        _ => {}
     }
+}
+
+/// Takes the body of the first frame, where it is whole, with the buffer's memory; what comes after it is copied away.
+pub(crate) fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Bytes {
+    let Ok(Some(length)) = frame_length(buffer, bytes_max) else { return Bytes::new() };
+    let rest = BytesMut::from(&buffer[length..]);
+    let mut frame = std::mem::replace(buffer, rest);
+    frame.truncate(length);
+    frame.advance(5);
+    frame.freeze()
 }
 
 pub(crate) fn lost(failure: io::Error) -> Error {
@@ -476,6 +519,41 @@ mod tests {
         fn any_bytes_are_a_certificate_or_not(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
             prop_assert_eq!(tls::end_point(&bytes), None);
         }
+    }
+
+    fn frame(tag: u8, body_bytes: usize) -> Vec<u8> {
+        let length = u32::try_from(body_bytes + 4).unwrap().to_be_bytes();
+        [&[tag], &length[..], &vec![b'x'; body_bytes]].concat()
+    }
+
+    #[test]
+    fn the_memory_of_a_large_frame_goes_with_it() {
+        let large = 2 * KEPT_BYTES_MAX;
+        let bytes = [frame(b'd', large), frame(b'Z', 1)].concat();
+        let mut buffer = BytesMut::from(&bytes[..]);
+        let body = buffer[5..].as_ptr();
+        let taken = take_frame(&mut buffer, FRAME_BYTES_MAX);
+        assert_eq!((taken.len(), taken.as_ptr()), (large, body), "its own memory, not a copy");
+        let first = first_frame(&buffer, FRAME_BYTES_MAX).unwrap().unwrap();
+        assert_eq!((first.tag, first.body, first.is_large()), (b'Z', &b"x"[..], false));
+        assert!(buffer.capacity() < READ_BYTES, "{}", buffer.capacity());
+        let mut buffer = BytesMut::from(&bytes[..]);
+        drop_frame(&mut buffer, FRAME_BYTES_MAX);
+        assert_eq!(buffer, frame(b'Z', 1));
+        assert!(buffer.capacity() < READ_BYTES, "{}", buffer.capacity());
+    }
+
+    #[test]
+    fn room_for_a_large_frame_is_made_once_a_part_of_it_has_come() {
+        let large = 64 * READ_BYTES;
+        let bytes = frame(b'd', large);
+        assert_eq!(room(&bytes[..4], FRAME_BYTES_MAX), READ_BYTES);
+        assert_eq!(room(&bytes[..large / ARRIVED_PART - 1], FRAME_BYTES_MAX), READ_BYTES);
+        let arrived = large / ARRIVED_PART + 1;
+        assert_eq!(room(&bytes[..arrived], FRAME_BYTES_MAX), bytes.len() - arrived);
+        assert_eq!(room(&bytes[..bytes.len() - 1], FRAME_BYTES_MAX), READ_BYTES);
+        assert_eq!(room(&bytes, FRAME_BYTES_MAX), READ_BYTES);
+        assert_eq!(room(&bytes[..arrived], LOGIN_FRAME_BYTES_MAX), READ_BYTES, "longer than may be");
     }
 
     #[test]

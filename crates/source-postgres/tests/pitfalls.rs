@@ -288,6 +288,44 @@ async fn transactions_in_progress_survive_snapshot_handover_and_restarts() -> Re
     Ok(())
 }
 
+/// A server that streams does not tell of every rollback to a savepoint: not of one that takes back a value of 8 MB or more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_rolled_back_to_a_savepoint_does_not_arrive_although_the_server_sent_it() -> Result<()> {
+    for major in [15, 18] {
+        let server = Server::start(ServerOptions::new(major).small_decoding_memory()).await?;
+        let database = server.create_database().await?;
+        database
+            .execute(
+                "CREATE TABLE t(id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE EXTERNAL; \
+                 CREATE TABLE u(id int PRIMARY KEY)",
+            )
+            .await?;
+        let (config, target) = (config(&database), MemoryTarget::default());
+        succeeding(&config, &target).await?;
+        let large = |id: u32| format!("INSERT INTO t VALUES ({id}, repeat('{}', 9000000))", id % 10);
+        let long = database.client().await?;
+        let (kept, lost) = (large(1), large(2));
+        long.batch_execute(&format!(
+            "BEGIN; {kept}; SAVEPOINT s; {lost}; ROLLBACK TO s; {}; COMMIT",
+            large(3)
+        ))
+        .await?;
+        succeeding(&config, &target).await?;
+        same(&database, &config, &target, "public.t", "SELECT id::text, v FROM t").await?;
+        // A server that knows of the rollback before it streams (18) leaves it out: here it cannot know.
+        let (kept, lost) = (large(11), large(12));
+        long.batch_execute(&format!("BEGIN; {kept}; SAVEPOINT s; {lost}")).await?;
+        database.execute("INSERT INTO u VALUES (1)").await?;
+        let live = Live::start(&config, &target, 0);
+        live.until(|| async { Ok(rows(&config, &target, "public.u").await?.len() == 1) }).await?;
+        long.batch_execute(&format!("ROLLBACK TO s; {}; COMMIT", large(13))).await?;
+        live.until(|| async { Ok(rows(&config, &target, "public.t").await?.len() >= 4) }).await?;
+        live.stop().await?;
+        same(&database, &config, &target, "public.t", "SELECT id::text, v FROM t").await?;
+    }
+    Ok(())
+}
+
 /// Log that an open transaction has written stays unflushed behind the last commit: the end of a run is set where the stream gets to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_transaction_does_not_hold_up_the_end_of_a_run() -> Result<()> {

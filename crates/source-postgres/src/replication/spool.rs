@@ -17,6 +17,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
 use pgferry_model::{Code, Cure, Error, Result};
 
@@ -77,6 +78,10 @@ pub struct Spool {
     storage: Storage,
     file_bytes: u64,
     aborted: HashSet<u32, foldhash::fast::RandomState>,
+    /// Subtransactions of which something was kept.
+    kept: HashSet<u32, foldhash::fast::RandomState>,
+    /// Subtransactions that were rolled back although the stream did not say so.
+    left_out: HashSet<u32, foldhash::fast::RandomState>,
     /// Relations that were described in it and are not the task's.
     skipped: HashSet<u32, foldhash::fast::RandomState>,
 }
@@ -152,13 +157,16 @@ impl Spools {
     /// Adds a frame to a transaction's spool; the largest spools go to their files while memory is over the budget.
     pub fn append(&mut self, xid: u32, frame: &[u8]) -> Result<()> {
         let Some(spool) = self.by_xid.get_mut(&xid) else { return Ok(()) };
+        if frame.len() > self.settings.memory_bytes_max {
+            return self.spill(xid, frame);
+        }
         let before = spool.memory_bytes;
         spool.push(frame);
         self.memory_bytes += spool.memory_bytes - before;
         while self.memory_bytes > self.settings.memory_bytes_max {
             let largest = self.by_xid.iter().max_by_key(|(_, spool)| spool.memory_bytes);
             match largest.map(|(&xid, spool)| (xid, spool.memory_bytes)) {
-                Some((xid, bytes)) if bytes > 0 => self.spill(xid)?,
+                Some((xid, bytes)) if bytes > 0 => self.spill(xid, &[])?,
                 _ => break,
             }
         }
@@ -194,14 +202,19 @@ impl Spools {
         }
     }
 
-    fn spill(&mut self, xid: u32) -> Result<()> {
+    /// Writes a spool to its file, and `last` after it where there is one: a frame too large to be kept in memory first.
+    fn spill(&mut self, xid: u32, last: &[u8]) -> Result<()> {
         let Some(spool) = self.by_xid.get_mut(&xid) else { return Ok(()) };
-        let bytes: u64 = spool.segments.iter().map(|segment| segment.len() as u64).sum();
+        let length = (last.len() as u32).to_le_bytes();
+        let record: [&[u8]; 2] = if last.is_empty() { [&[], &[]] } else { [&length, last] };
+        let pieces = spool.segments.iter().map(Vec::as_slice).chain(record);
+        let bytes: u64 = pieces.clone().map(|piece| piece.len() as u64).sum();
         if self.disk_bytes.saturating_add(bytes) > self.settings.disk_bytes_max {
             let limit = io::Error::other("the limit for spool files is reached");
             return Err(failed(&self.settings.directory, self.disk_bytes, limit));
         }
-        if let Err(error) = write_out(&mut self.folder, &self.settings.directory, &mut self.open_files, spool)
+        let (storage, open_files) = (&mut spool.storage, &mut self.open_files);
+        if let Err(error) = write_out(&mut self.folder, &self.settings.directory, open_files, storage, pieces)
         {
             return Err(failed(&self.settings.directory, self.disk_bytes, error));
         }
@@ -215,22 +228,24 @@ impl Spools {
     }
 }
 
-fn write_out(
+fn write_out<'a>(
     folder: &mut Option<Folder>,
     directory: &Path,
     open_files: &mut usize,
-    spool: &mut Spool,
+    storage: &mut Storage,
+    pieces: impl Iterator<Item = &'a [u8]>,
 ) -> io::Result<()> {
-    if matches!(spool.storage, Storage::None) {
+    if matches!(storage, Storage::None) {
         let folder = match folder {
             Some(folder) => folder,
             none => none.insert(Folder::create(directory)?),
         };
-        spool.storage = folder.new_file(*open_files < OPEN_FILES_MAX)?;
-        *open_files += usize::from(matches!(spool.storage, Storage::Open { .. }));
+        *storage = folder.new_file(*open_files < OPEN_FILES_MAX)?;
+        *open_files += usize::from(matches!(storage, Storage::Open { .. }));
     }
-    let write = |file: &mut File| spool.segments.iter().try_for_each(|segment| file.write_all(segment));
-    match &mut spool.storage {
+    let mut pieces = pieces;
+    let mut write = |file: &mut File| pieces.try_for_each(|piece| file.write_all(piece));
+    match storage {
         Storage::Open { file, .. } => write(file),
         Storage::Named(path) => write(&mut OpenOptions::new().append(true).open(path)?),
         Storage::None => Ok(()),
@@ -262,6 +277,8 @@ impl Spool {
             storage: Storage::None,
             file_bytes: 0,
             aborted: HashSet::default(),
+            kept: HashSet::default(),
+            left_out: HashSet::default(),
             skipped: HashSet::default(),
         }
     }
@@ -289,6 +306,29 @@ impl Spool {
     #[inline]
     pub fn aborted(&self, subxid: u32) -> bool {
         !self.aborted.is_empty() && self.aborted.contains(&subxid)
+    }
+
+    /// A row of a subtransaction is kept.
+    #[inline]
+    pub fn keeps(&mut self, subxid: u32) {
+        self.kept.insert(subxid);
+    }
+
+    /// Subtransactions of which rows are kept and which the stream did not roll back.
+    pub fn in_doubt(&self) -> Vec<u32> {
+        self.kept.iter().copied().filter(|&subxid| !self.aborted(subxid)).collect()
+    }
+
+    /// Whether a frame is not replayed. The server does not repeat a description after a rollback that it did not tell of.
+    #[inline]
+    fn omits(&self, frame: &[u8]) -> bool {
+        if self.aborted.is_empty() && self.left_out.is_empty() {
+            return false;
+        }
+        let subxid = frame.get(1..).and_then(|rest| rest.first_chunk::<4>());
+        subxid.map(|&xid| u32::from_be_bytes(xid)).is_some_and(|subxid| {
+            self.aborted(subxid) || (self.left_out.contains(&subxid) && frame.first() != Some(&b'R'))
+        })
     }
 
     /// Rows of the relation need not be kept, or need to be.
@@ -330,6 +370,8 @@ pub struct Replay {
     at: usize,
     segment: usize,
     segment_at: usize,
+    /// Where the frame is that was given last: in the file's buffer or in the segment, start, length.
+    last: (bool, usize, usize),
     directory: PathBuf,
 }
 
@@ -346,7 +388,17 @@ impl Replay {
         };
         let file = opened.map_err(|error| failed(&directory, spool.file_bytes, error))?;
         let unread = spool.file_bytes;
-        Ok(Replay { spool, file, unread, buffer: Vec::new(), at: 0, segment: 0, segment_at: 0, directory })
+        Ok(Replay {
+            spool,
+            file,
+            unread,
+            buffer: Vec::new(),
+            at: 0,
+            segment: 0,
+            segment_at: 0,
+            last: (true, 0, 0),
+            directory,
+        })
     }
 
     /// The next frame that was not rolled back, or the end. A streamed frame has its subtransaction's id at byte 1.
@@ -354,12 +406,29 @@ impl Replay {
         let (from_file, start, len) = loop {
             let Some((from_file, start, len)) = self.locate()? else { return Ok(None) };
             let frame = self.source(from_file).get(start..start + len).unwrap_or_default();
-            let subxid = frame.get(1..).and_then(|rest| rest.first_chunk::<4>());
-            if !subxid.is_some_and(|&xid| self.spool.aborted(u32::from_be_bytes(xid))) {
+            if !self.spool.omits(frame) {
                 break (from_file, start, len);
             }
         };
+        self.last = (from_file, start, len);
         Ok(self.source(from_file).get(start..start + len))
+    }
+
+    /// The frame that [`Replay::next_frame`] has given, with its memory where nothing else is in it.
+    pub fn take_frame(&mut self) -> Bytes {
+        let (from_file, start, len) = self.last;
+        let memory = match self.spool.segments.get_mut(self.segment) {
+            _ if from_file => &mut self.buffer,
+            Some(segment) => segment,
+            None => return Bytes::new(),
+        };
+        let frame = start..start + len;
+        if memory.len() > frame.end || start > 4 {
+            return memory.get(frame).map_or_else(Bytes::new, Bytes::copy_from_slice);
+        }
+        let memory = std::mem::take(memory);
+        (self.at, self.segment_at) = (0, 0);
+        Bytes::from(memory).slice(frame)
     }
 
     fn source(&self, from_file: bool) -> &[u8] {
@@ -368,6 +437,11 @@ impl Replay {
         } else {
             self.spool.segments.get(self.segment).map_or(&[], Vec::as_slice)
         }
+    }
+
+    /// Subtransactions were rolled back although the stream did not say so.
+    pub fn leave_out(&mut self, subxids: &[u32]) {
+        self.spool.left_out.extend(subxids);
     }
 
     /// The spool, to be released.
@@ -409,7 +483,10 @@ impl Replay {
         let wanted =
             missing.max((READ_BYTES as u64).saturating_sub(self.buffer.len() as u64)).min(self.unread);
         let read = match &mut self.file {
-            Some(file) if missing <= self.unread => file.take(wanted).read_to_end(&mut self.buffer),
+            Some(file) if missing <= self.unread => {
+                self.buffer.reserve_exact(wanted as usize);
+                file.take(wanted).read_to_end(&mut self.buffer)
+            }
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         };
         match read {

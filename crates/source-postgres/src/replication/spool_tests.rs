@@ -62,7 +62,43 @@ fn a_frame_larger_than_every_buffer_comes_back() {
     for frame in &frames {
         spools.append(1, frame).expect("kept");
     }
-    assert!(replayed(&mut spools, &settings, 1) == frames);
+    let mut replay = Replay::new(spools.take(1).expect("a spool"), &settings).expect("opened");
+    for frame in &frames {
+        assert_eq!(replay.next_frame().expect("read"), Some(&frame[..]));
+        assert_eq!(replay.take_frame(), frame, "with its memory or as a copy");
+    }
+    assert_eq!(replay.next_frame().expect("read"), None);
+    spools.release(replay.into_spool());
+    assert_eq!((spools.memory_bytes(), spools.disk_bytes()), (0, 0));
+}
+
+#[test]
+fn a_large_frame_that_is_taken_is_not_copied_and_those_after_it_come() {
+    let directory = tempfile::tempdir().expect("a folder");
+    let large = 3 * READ_BYTES;
+    // In a segment, and in a file.
+    for memory in [10 * large, 1000] {
+        let settings = settings(directory.path(), memory);
+        let mut spools = Spools::new(settings.clone());
+        spools.start(1);
+        let frames = [frame(1, 1, 10), frame(1, 2, large), frame(1, 3, large), frame(1, 4, 10)];
+        for frame in &frames {
+            spools.append(1, frame).expect("kept");
+        }
+        let mut replay = Replay::new(spools.take(1).expect("a spool"), &settings).expect("opened");
+        for frame in &frames {
+            let given = replay.next_frame().expect("read").expect("a frame");
+            assert_eq!(given, frame);
+            let at = given.as_ptr();
+            if frame.len() > large {
+                let taken = replay.take_frame();
+                assert_eq!((taken.as_ptr(), taken.len()), (at, frame.len()), "memory {memory}");
+                assert_eq!(taken, frame);
+            }
+        }
+        assert_eq!(replay.next_frame().expect("read"), None);
+        spools.release(replay.into_spool());
+    }
 }
 
 #[test]

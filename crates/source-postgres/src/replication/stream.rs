@@ -33,6 +33,8 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 const DATA_HEADER_BYTES: usize = 25;
 const KEEPALIVE_BYTES: usize = 18;
 
+/// Subtransactions that one question names.
+const SUBTRANSACTIONS_MAX: usize = 10_000;
 /// How often it is asked whether others see a commit already.
 const COMMIT_POLL: Duration = Duration::from_millis(20);
 /// The shortest and the longest silence after which it is asked whether the other side still lives.
@@ -91,12 +93,19 @@ impl PostgresStream {
             return Ok(Some(filled));
         }
         while let Some(frame) = self.reader.peek_frame()? {
+            let large = frame.is_large();
             match frame.tag {
                 b'd' => match replicated(frame.body)? {
                     Replicated::Data(data) => {
                         // Taken, whatever comes of it: a table's trouble must not come again with the same frame.
-                        let taken = self.transactions.frame(data, assembler);
-                        self.reader.consume_frame();
+                        let taken = if large {
+                            let data = self.reader.take_frame().slice(DATA_HEADER_BYTES..);
+                            self.transactions.large_frame(&data, assembler)
+                        } else {
+                            let taken = self.transactions.frame(data, assembler);
+                            self.reader.consume_frame();
+                            taken
+                        };
                         if self.stops(taken?, assembler) {
                             return Ok(Some(Filled::Stopped));
                         }
@@ -143,6 +152,10 @@ impl PostgresStream {
     fn replay(&mut self, assembler: &mut Assembler) -> Result<Option<Filled>> {
         if !self.transactions.pending() {
             return Ok(None);
+        }
+        if !self.transactions.in_doubt().is_empty() {
+            // The next fill asks.
+            return Ok(Some(Filled::Stopped));
         }
         let flow = self.transactions.resume(assembler)?;
         failpoint::pass("source.spool_replayed");
@@ -216,6 +229,34 @@ impl PostgresStream {
         Ok(())
     }
 
+    /// Asks which parts of a streamed transaction were rolled back. Cancel-safe: what is not answered stays open.
+    ///
+    /// A transaction that is committed but not yet gone is in progress, with all that counts of it; of one whose status is
+    /// forgotten (its log was read more than `autovacuum_freeze_max_age` transactions late) everything counts.
+    async fn settle_doubt(&mut self) -> Result<()> {
+        while !self.transactions.in_doubt().is_empty() {
+            let asked: Vec<u32> =
+                self.transactions.in_doubt().iter().rev().take(SUBTRANSACTIONS_MAX).copied().collect();
+            let ids: Vec<String> = asked.iter().map(u32::to_string).collect();
+            // The stream has the lower half of an id only: the nearest whole one to the newest.
+            let rows = self
+                .surroundings
+                .control
+                .ask(&format!(
+                    "WITH newest(id) AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) \
+                     SELECT s.id FROM newest, unnest('{{{}}}'::bigint[]) s(id) WHERE pg_xact_status((newest.id - 2147483648 + \
+                     (s.id - (newest.id & 4294967295) + 6442450944) % 4294967296)::text::xid8) = 'aborted'",
+                    ids.join(",")
+                ))
+                .await?;
+            let rolled_back: Vec<u32> =
+                rows.iter().filter_map(|row| row.first()?.as_deref()?.parse().ok()).collect();
+            self.transactions.settle(asked.len(), &rolled_back);
+        }
+        self.surroundings.control.release().await;
+        Ok(())
+    }
+
     /// Reads what comes. Feedback asks for an answer every few seconds, so silence has a reason: the server decodes something large that is
     /// none of ours, or the connection is dead and nobody told. The server knows which: its process works, or it waits. Cancel-safe.
     async fn read(&mut self) -> Result<usize> {
@@ -245,6 +286,7 @@ impl PostgresStream {
 #[async_trait]
 impl ChangeStream for PostgresStream {
     async fn fill(&mut self, assembler: &mut Assembler) -> Result<Filled> {
+        let asked = self.unknown.is_some() || !self.transactions.in_doubt().is_empty();
         if let Some(xid) = self.unknown {
             self.place_unknown(xid).await?;
             self.unknown = None;
@@ -252,12 +294,19 @@ impl ChangeStream for PostgresStream {
                 return Ok(Filled::Stopped);
             }
         }
+        if !self.transactions.in_doubt().is_empty() {
+            self.settle_doubt().await?;
+        }
         if let Some(filled) = self.drain(assembler)? {
             if self.transactions.pending() {
                 // A long replay lets others have their turn.
                 tokio::task::yield_now().await;
             }
             return Ok(filled);
+        }
+        if asked {
+            // What was taken after the answer is due before the next wait.
+            return Ok(Filled::Drained);
         }
         if self.transactions.amid() {
             failpoint::pass("source.mid_transaction");

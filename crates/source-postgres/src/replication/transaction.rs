@@ -21,12 +21,18 @@
 //! Why one replay at a time, in pieces: a transaction can be larger than memory; the assembler says when it is full.
 //!
 //! Order of calls: [`Transactions::frame`] for each frame; after [`Flow::SchemaChanged`] the answer to
-//! [`RelationCache::question`]; while [`Transactions::pending`], [`Transactions::resume`] instead of the next frame.
+//! [`RelationCache::question`]; while [`Transactions::pending`], the answer to [`Transactions::in_doubt`], then
+//! [`Transactions::resume`], instead of the next frame.
+//!
+//! Why the doubt: a server does not send the A of a subtransaction whose changes it had to write to its disk before it could
+//! stream them, where those were more than it reads back at once (4,096: a value of 8 MB), because it then does not count it as
+//! streamed (14 to at least 18; `ReorderBufferTruncateTXN` in `src/backend/replication/logical/reorderbuffer.c`).
 //!
 //! Limits: two-phase messages are refused, as they are never asked for: without that option a prepared transaction comes as
 //! an ordinary one when it is committed. Streaming: servers 14 and later.
 
-use pgferry_model::{Code, Cure, Error, Position, Result, TableId};
+use bytes::Bytes;
+use pgferry_model::{APART_BYTES_MIN, Code, Cure, Error, Position, Result, TableId};
 use pgferry_pipeline::{Assembler, TransactionStart};
 
 use super::project::write_row;
@@ -86,6 +92,7 @@ struct Replaying {
     replay: Replay,
     end: Position,
     wanted: bool,
+    in_doubt: Vec<u32>,
 }
 
 /// The stream's transactions.
@@ -136,10 +143,23 @@ impl Transactions {
         }
     }
 
+    /// The same of a large frame, in whose memory its large values stay.
+    pub fn large_frame(&mut self, payload: &Bytes, assembler: &mut Assembler) -> Result<Flow> {
+        assembler.lend(Some(payload.clone()));
+        let taken = self.frame(payload, assembler);
+        assembler.lend(None);
+        taken
+    }
+
     /// Goes on with the transaction that is being replayed, a limited number of changes.
     pub fn resume(&mut self, assembler: &mut Assembler) -> Result<Flow> {
         if self.asked() == Flow::SchemaChanged {
             return Ok(Flow::SchemaChanged);
+        }
+        if !self.in_doubt().is_empty() {
+            return Err(protocol_error(
+                "a transaction was to be replayed of which it is not known what counts",
+            ));
         }
         let State::Replaying(mut replaying) = std::mem::replace(&mut self.state, State::Between) else {
             return Ok(Flow::Continue);
@@ -165,6 +185,22 @@ impl Transactions {
     /// Whether a transaction is being replayed: [`Transactions::resume`] comes before the next frame.
     pub fn pending(&self) -> bool {
         matches!(self.state, State::Replaying(_))
+    }
+
+    /// Subtransactions of the one that is to be replayed that may have been rolled back: the server knows.
+    pub fn in_doubt(&self) -> &[u32] {
+        match &self.state {
+            State::Replaying(replaying) => &replaying.in_doubt,
+            _ => &[],
+        }
+    }
+
+    /// The answer for the last `count` of [`Transactions::in_doubt`]: those that were rolled back.
+    pub fn settle(&mut self, count: usize, rolled_back: &[u32]) {
+        if let State::Replaying(replaying) = &mut self.state {
+            replaying.in_doubt.truncate(replaying.in_doubt.len().saturating_sub(count));
+            replaying.replay.leave_out(rolled_back);
+        }
     }
 
     /// Whether a transaction is open in the assembler: what comes between is no idle position.
@@ -319,24 +355,35 @@ impl Transactions {
                 return Ok(Some(Flow::Stop));
             }
             let Some(record) = replaying.replay.next_frame()? else { return Ok(None) };
-            match decode(record, true)?.message {
-                Message::Relation(relation) => {
-                    self.relations.describe(&relation);
-                    if replaying.wanted && self.relations.question().is_some() {
-                        return Ok(Some(Flow::SchemaChanged));
-                    }
-                }
-                _ if !replaying.wanted => {}
-                Message::Row(row) => {
-                    self.row(&row, assembler)?;
-                }
-                Message::Truncate(truncate) => {
-                    self.truncate(&truncate, assembler)?;
-                }
-                other => return Err(unexpected(&other, "in a spool")),
+            let flow = if record.len() < APART_BYTES_MIN {
+                self.record(record, replaying.wanted, assembler)?
+            } else {
+                let record = replaying.replay.take_frame();
+                assembler.lend(Some(record.clone()));
+                let flow = self.record(&record, replaying.wanted, assembler);
+                assembler.lend(None);
+                flow?
+            };
+            if flow == Flow::SchemaChanged {
+                return Ok(Some(flow));
             }
         }
         Ok(Some(Flow::Continue))
+    }
+
+    #[inline]
+    fn record(&mut self, record: &[u8], wanted: bool, assembler: &mut Assembler) -> Result<Flow> {
+        match decode(record, true)?.message {
+            Message::Relation(relation) => {
+                self.relations.describe(&relation);
+                let asked = wanted && self.relations.question().is_some();
+                Ok(if asked { Flow::SchemaChanged } else { Flow::Continue })
+            }
+            _ if !wanted => Ok(Flow::Continue),
+            Message::Row(row) => self.row(&row, assembler),
+            Message::Truncate(truncate) => self.truncate(&truncate, assembler),
+            other => Err(unexpected(&other, "in a spool")),
+        }
     }
 
     fn stream_start(&mut self, xid: u32, first: bool) -> Result<Flow> {
@@ -369,9 +416,11 @@ impl Transactions {
         let wanted = assembler.begin(start);
         self.statistics.unwanted += u64::from(!wanted);
         // Of one that is not wanted the descriptions still count: the server does not repeat them.
+        let in_doubt = if wanted { spool.in_doubt() } else { Vec::new() };
+        let certain = in_doubt.is_empty();
         let replay = Replay::new(spool, &self.spool_settings)?;
-        self.state = State::Replaying(Box::new(Replaying { replay, end, wanted }));
-        self.resume(assembler)
+        self.state = State::Replaying(Box::new(Replaying { replay, end, wanted, in_doubt }));
+        if certain { self.resume(assembler) } else { Ok(Flow::Continue) }
     }
 
     /// A frame of a stream block: into the spool, except what no replay needs.
@@ -382,7 +431,8 @@ impl Transactions {
         };
         match decoded.message {
             Message::Row(row) if spool.skips(row.oid) => return Ok(Flow::Continue),
-            Message::Row(_) | Message::Truncate(_) => {}
+            Message::Row(_) | Message::Truncate(_) if decoded.xid == top => {}
+            Message::Row(_) | Message::Truncate(_) => spool.keeps(decoded.xid),
             Message::Relation(relation) => {
                 spool.skip_relation(relation.oid, !self.relations.wants(&relation));
             }

@@ -9,9 +9,10 @@
 //! Source of the format: PostgreSQL docs, chapter "COPY", section "Binary Format". The server happens to send one row per
 //! message, the header together with the first; nothing here relies on it: a row may begin in one message and end in another.
 //!
-//! Invariants: a row's bytes are copied once, into the batch's arena; nothing is allocated by a length that was not received.
+//! Invariants: a row's bytes are copied once, into the batch's arena, large values not at all; nothing is allocated by a length that was not received.
 
-use pgferry_model::{Batch, CellFormat, Error, Op, Result, VALUE_BYTES_MAX};
+use bytes::Bytes;
+use pgferry_model::{APART_BYTES_MIN, Batch, CellFormat, Error, Op, Result, VALUE_BYTES_MAX};
 
 use crate::decode::protocol_error;
 
@@ -44,15 +45,25 @@ impl BinaryRows {
     /// Takes one message's bytes; whole rows go into the batch.
     pub(crate) fn take(&mut self, message: &[u8], batch: &mut Batch) -> Result<()> {
         if self.carry.is_empty() {
-            let used = self.whole_rows(message, batch)?;
+            let used = self.whole_rows(message, None, batch)?;
             self.carry.extend_from_slice(&message[used..]);
         } else {
             let mut joined = std::mem::take(&mut self.carry);
             joined.extend_from_slice(message);
-            let used = self.whole_rows(&joined, batch)?;
+            let used = self.whole_rows(&joined, None, batch)?;
             joined.drain(..used);
             self.carry = joined;
         }
+        Ok(())
+    }
+
+    /// Takes a large message's bytes with their memory: large values stay in it.
+    pub(crate) fn take_large(&mut self, message: &Bytes, batch: &mut Batch) -> Result<()> {
+        if !self.carry.is_empty() {
+            return self.take(message, batch);
+        }
+        let used = self.whole_rows(message, Some(message), batch)?;
+        self.carry.extend_from_slice(&message[used..]);
         Ok(())
     }
 
@@ -65,7 +76,8 @@ impl BinaryRows {
         }
     }
 
-    fn whole_rows(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<usize> {
+    /// `memory`: that of the bytes, where it may be shared.
+    fn whole_rows(&mut self, bytes: &[u8], memory: Option<&Bytes>, batch: &mut Batch) -> Result<usize> {
         let mut used = 0;
         if self.stage == Stage::Header {
             match header_length(bytes)? {
@@ -77,7 +89,11 @@ impl BinaryRows {
         while self.stage == Stage::Rows {
             match row_length(&bytes[used..], self.formats.len())? {
                 Row::Whole(length) => {
-                    self.push(&bytes[used..used + length], batch);
+                    let row = &bytes[used..used + length];
+                    match memory {
+                        Some(memory) => self.push_large(row, memory, batch),
+                        None => self.push(row, batch),
+                    }
                     used += length;
                 }
                 Row::End => {
@@ -107,6 +123,25 @@ impl BinaryRows {
             } else {
                 batch.push_at(format, base + at as u32, length as usize);
                 at += length as usize;
+            }
+        }
+        self.rows += 1;
+    }
+
+    /// The same, value by value.
+    fn push_large(&mut self, row: &[u8], memory: &Bytes, batch: &mut Batch) {
+        batch.start_row(Op::Insert, 0);
+        batch.start_new();
+        let mut at = 2;
+        for &format in &self.formats {
+            let length = int4(row, at);
+            at += 4;
+            let value = &row[at..at + usize::try_from(length).unwrap_or(0)];
+            at += value.len();
+            match value.len() {
+                _ if length < 0 => batch.push_null(),
+                APART_BYTES_MIN.. => batch.push_apart(format, memory.slice_ref(value)),
+                _ => batch.push_value(format, value),
             }
         }
         self.rows += 1;
@@ -240,6 +275,22 @@ mod tests {
             assert_eq!(cells[1], [Cell::Binary(b""), Cell::Text(b"abc\0def")]);
             assert_eq!(cells[2], [Cell::Null, Cell::Null]);
         }
+    }
+
+    #[test]
+    fn large_values_stay_in_the_memory_in_which_they_came() {
+        let large = vec![b'x'; APART_BYTES_MIN];
+        let bytes = Bytes::from(stream(&[&[Some(b"1"), Some(&large), None], &[Some(b""), None, Some(b"2")]]));
+        let mut batch = Batch::new(table(3));
+        let mut rows = BinaryRows::new(vec![CellFormat::Binary, CellFormat::Text, CellFormat::Binary]);
+        rows.take_large(&bytes, &mut batch).expect("well-formed");
+        assert_eq!(rows.end().expect("ended"), 2);
+        let first = batch.row(0).expect("first").new.expect("new");
+        assert_eq!(first.cells().collect::<Vec<_>>(), [Cell::Binary(b"1"), Cell::Text(&large), Cell::Null]);
+        let shared = first.shared(1).expect("apart").as_ptr();
+        assert!(bytes.as_ptr_range().contains(&shared));
+        let second = batch.row(1).expect("second").new.expect("new");
+        assert_eq!(second.cells().collect::<Vec<_>>(), [Cell::Binary(b""), Cell::Null, Cell::Binary(b"2")]);
     }
 
     #[test]

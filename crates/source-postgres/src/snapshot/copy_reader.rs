@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use pgferry_model::{CellFormat, Cure, Error, Result, Table};
+use pgferry_model::{Batch, CellFormat, Cure, Error, Result, Table};
 use pgferry_pipeline::{RowSender, failpoint};
 use pgferry_postgres::{ResultRow, Session, quote_identifier, result_row};
 
@@ -79,6 +79,13 @@ pub(crate) async fn copy_rows(
     let (mut batch, mut answers) = (out.empty_batch(table), Vec::new());
     loop {
         while let Some(frame) = session.peek_frame()? {
+            if frame.tag == b'd' && frame.is_large() {
+                // A batch of its own, so that the target's form of it can be the memory in which it came.
+                flush(&mut batch, table, out).await?;
+                rows.take_large(&session.take_frame(), &mut batch)?;
+                flush(&mut batch, table, out).await?;
+                continue;
+            }
             let done = match frame.tag {
                 b'd' => {
                     rows.take(frame.body, &mut batch)?;
@@ -95,15 +102,12 @@ pub(crate) async fn copy_rows(
             session.consume_frame();
             if done {
                 let count = rows.end()?;
-                if !batch.is_empty() {
-                    out.send(batch).await?;
-                }
+                flush(&mut batch, table, out).await?;
                 return Ok((count, answers));
             }
             if batch.len() >= rows_max || batch.bytes() >= bytes_max {
                 failpoint::pass("source.mid_copy");
-                let next = out.empty_batch(table);
-                out.send(std::mem::replace(&mut batch, next)).await?;
+                flush(&mut batch, table, out).await?;
             }
         }
         if session.read_gathered().await? == 0 {
@@ -115,6 +119,15 @@ pub(crate) async fn copy_rows(
             .with_cure(Cure::advice("nothing: the chunk is copied again")));
         }
     }
+}
+
+/// Hands over what is gathered.
+async fn flush(batch: &mut Batch, table: &Arc<Table>, out: &RowSender) -> Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let next = out.empty_batch(table);
+    out.send(std::mem::replace(batch, next)).await
 }
 
 #[cfg(test)]

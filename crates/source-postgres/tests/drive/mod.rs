@@ -123,6 +123,8 @@ pub fn run(bytes: &[u8], pace: &Pace) -> Result<Driven> {
             if !transactions.pending() {
                 break;
             }
+            // The recordings hold every rollback.
+            transactions.settle(usize::MAX, &[]);
             flow = transactions.resume(&mut assembler)?;
         }
         if !transactions.in_transaction() {
