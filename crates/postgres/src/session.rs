@@ -29,7 +29,7 @@ pub(crate) const READ_BYTES: usize = 256 << 10;
 /// A buffer that one large frame has blown up beyond this is not kept.
 pub(crate) const KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
 /// Room is made for a large frame at once when this part of it has come: growing step by step holds it twice for a moment.
-const ARRIVED_PART: usize = 8;
+const ARRIVED_PART: usize = 64;
 /// PostgreSQL's largest message and its header.
 pub(crate) const FRAME_BYTES_MAX: usize = (1 << 30) + 5;
 /// The largest message before the login is done: nobody unknown makes us hold more.
@@ -404,11 +404,11 @@ pub(crate) fn frame_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usi
     Ok(announced_length(buffer, bytes_max)?.filter(|&length| buffer.len() >= length))
 }
 
-/// Bytes to make room for before the next read.
+/// Bytes to make room for before the next read: of a large frame what is missing and no more, as a full buffer doubles.
 fn room(buffer: &[u8], bytes_max: usize) -> usize {
     match announced_length(buffer, bytes_max) {
-        Ok(Some(length)) if buffer.len() >= length / ARRIVED_PART => {
-            length.saturating_sub(buffer.len()).max(READ_BYTES)
+        Ok(Some(length)) if length > KEPT_BYTES_MAX && buffer.len() >= length / ARRIVED_PART => {
+            length.checked_sub(buffer.len()).filter(|&missing| missing > 0).unwrap_or(READ_BYTES)
         }
         _ => READ_BYTES,
     }
@@ -545,14 +545,19 @@ mod tests {
 
     #[test]
     fn room_for_a_large_frame_is_made_once_a_part_of_it_has_come() {
-        let large = 64 * READ_BYTES;
+        let large = 2 * ARRIVED_PART * READ_BYTES;
         let bytes = frame(b'd', large);
         assert_eq!(room(&bytes[..4], FRAME_BYTES_MAX), READ_BYTES);
         assert_eq!(room(&bytes[..large / ARRIVED_PART - 1], FRAME_BYTES_MAX), READ_BYTES);
         let arrived = large / ARRIVED_PART + 1;
         assert_eq!(room(&bytes[..arrived], FRAME_BYTES_MAX), bytes.len() - arrived);
-        assert_eq!(room(&bytes[..bytes.len() - 1], FRAME_BYTES_MAX), READ_BYTES);
+        assert_eq!(room(&bytes[..bytes.len() - 1], FRAME_BYTES_MAX), 1);
         assert_eq!(room(&bytes, FRAME_BYTES_MAX), READ_BYTES);
+        assert_eq!(
+            room(&frame(b'd', 100)[..104], FRAME_BYTES_MAX),
+            READ_BYTES,
+            "a small one comes with those after it"
+        );
         assert_eq!(room(&bytes[..arrived], LOGIN_FRAME_BYTES_MAX), READ_BYTES, "longer than may be");
     }
 
