@@ -47,6 +47,8 @@ pub(crate) fn explain(failure: ServerError, doing: &str, place: &Place, sql: &st
         "53300" if failure.message.contains("max_wal_senders") => walsenders_exhausted(&failure),
         "53300" => too_many_connections(&failure, place),
         "08P01" if failure.message.contains("unsupported startup parameter") => pooler(place),
+        // Nobody but us prepares anything in a session of ours.
+        "42P05" => shared_connections(place),
         "55P03" => locked(doing),
         state if state.starts_with("57P") => unavailable(doing, &failure),
         state => {
@@ -258,16 +260,26 @@ fn unavailable(doing: &str, failure: &ServerError) -> Error {
 }
 
 fn pooler(place: &Place) -> Error {
-    Error::task_broken(
-        POOLER,
-        format!("{}:{} is a connection pooler that does not pass replication", place.host, place.port),
-    )
-    .with_cause("the change stream needs a connection of its own to the server; a pooler shares connections")
-    .with_cure(
+    let cause = "the change stream needs a connection of its own to the server; a pooler shares connections";
+    refused_pooler(place, "does not pass replication", cause)
+}
+
+fn refused_pooler(place: &Place, what: &str, cause: &str) -> Error {
+    let problem = format!("{}:{} is a connection pooler that {what}", place.host, place.port);
+    Error::task_broken(POOLER, problem).with_cause(cause).with_cure(
         Cure::advice(
             "use the server's own host and port, mostly 5432: for Supabase db.<ref>.supabase.co, for Neon the host without -pooler",
         )
         .line("port = 5432"),
+    )
+}
+
+/// A session that is not one: its statements go to whichever connection is free.
+pub(crate) fn shared_connections(place: &Place) -> Error {
+    refused_pooler(
+        place,
+        "gives each transaction another connection",
+        "a snapshot needs sessions that stay: settings that make values exact, and statements that are prepared, would go astray",
     )
 }
 

@@ -18,7 +18,8 @@ mod tls;
 mod url;
 
 pub use catalog::{
-    CatalogColumn, CatalogHeap, CatalogTable, Identity, RelationKind, read_tables, read_tables_as_of,
+    CatalogColumn, CatalogHeap, CatalogMark, CatalogTable, Identity, RelationKind, catalog_is_unchanged,
+    mark_catalog, read_tables, read_tables_as_of,
 };
 pub use config::{ChannelBinding, ConnectionConfig, Secret, SslMode, TlsConfig};
 pub use connection_thread::ConnectionThread;

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use crate::connection_thread::Pace;
 use crate::error::{PROTOCOL, ServerError, UNREACHABLE};
-use crate::explain::{Place, explain};
+use crate::explain::{Place, explain, shared_connections};
 use crate::liveness::Liveness;
 use crate::stream::ByteStream;
 use crate::tls;
@@ -256,6 +256,15 @@ impl Session {
         }
     }
 
+    /// Fails unless the server's process is the one that the session was set up in: `pid` is what `pg_backend_pid()` says, in a
+    /// transaction. A pooler that shares connections between transactions may have given it another.
+    pub fn verify_process(&self, pid: &str) -> Result<()> {
+        match &self.reader.liveness {
+            Some(own) if own.pid != pid => Err(shared_connections(&self.reader.place)),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs statements and returns the rows of all of them, in text form.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<ResultRow>> {
         frontend::query(sql, &mut self.writer.buffer).map_err(malformed)?;
@@ -391,6 +400,7 @@ pub fn result_row(body: &[u8]) -> Result<ResultRow> {
 }
 
 /// Bytes of the first frame, whole or not, where its header is there.
+#[inline]
 fn announced_length(buffer: &[u8], bytes_max: usize) -> Result<Option<usize>> {
     let Some(header) = backend::Header::parse(buffer).map_err(malformed)? else { return Ok(None) };
     let length = usize::try_from(header.len()).map_err(malformed)? + 1;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use pgferry_model::{TableName, TypeKind};
 use pgferry_postgres::{
-    CatalogTable, ConnectionConfig, Identity, Purpose, RelationKind, Session, read_tables,
+    CatalogTable, ConnectionConfig, Identity, Purpose, RelationKind, Session, catalog_is_unchanged,
+    mark_catalog, read_tables,
 };
-use pgferry_testkit::{Database, Server};
+use pgferry_testkit::{Database, Server, ServerOptions};
 
 const MAJORS: [u32; 4] = [10, 13, 15, 18];
 
@@ -235,6 +236,60 @@ async fn tables_that_come_and_go_do_not_disturb_the_others() -> Result<()> {
     }
     churn.await??;
     ensure!(reads > 3, "only {reads} reads beside the changes");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_change_of_the_catalog_since_a_mark_is_noticed() -> Result<()> {
+    for major in MAJORS {
+        // Of its own: transactions of other databases count, too.
+        let server = Server::start(ServerOptions::new(major)).await?;
+        let database = server.create_database().await?;
+        database
+            .execute("CREATE TABLE t (a int PRIMARY KEY); CREATE TABLE gone (); CREATE TABLE p (a int) PARTITION BY RANGE (a)")
+            .await?;
+        let mut asking = session(&database).await?;
+        for change in [
+            "CREATE TABLE made ()",
+            "DROP TABLE gone",
+            "ALTER TABLE t ADD b text",
+            "ALTER TABLE t ALTER b TYPE varchar(10)",
+            "ALTER TABLE t DROP b",
+            "ALTER TABLE t RENAME TO u",
+            "ALTER TABLE u DROP CONSTRAINT t_pkey",
+            "ALTER TABLE u REPLICA IDENTITY FULL",
+            "TRUNCATE u",
+            "VACUUM FULL u",
+            "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (2)",
+            "ALTER TABLE p DETACH PARTITION p1",
+            "CREATE DOMAIN d AS int",
+            "ALTER SCHEMA public RENAME TO other",
+        ] {
+            let mark = mark_catalog(&mut asking).await?;
+            database.execute("SELECT count(*) FROM pg_class").await?;
+            ensure!(
+                catalog_is_unchanged(&mut asking, &mark).await?,
+                "nothing was done before {change} on {major}"
+            );
+            asking
+                .simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class")
+                .await?;
+            database.execute(change).await?;
+            ensure!(
+                catalog_is_unchanged(&mut asking, &mark).await?,
+                "{change} is later than the snapshot, on {major}"
+            );
+            asking.simple_query("COMMIT").await?;
+            ensure!(!catalog_is_unchanged(&mut asking, &mark).await?, "{change} on {major}");
+        }
+        // What was in progress at the mark counts as new, whether it was read or not.
+        let mut open = session(&database).await?;
+        open.simple_query("BEGIN; CREATE TABLE other.open ()").await?;
+        let mark = mark_catalog(&mut asking).await?;
+        ensure!(catalog_is_unchanged(&mut asking, &mark).await?);
+        open.simple_query("COMMIT").await?;
+        ensure!(!catalog_is_unchanged(&mut asking, &mark).await?);
+    }
     Ok(())
 }
 

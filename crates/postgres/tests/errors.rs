@@ -223,25 +223,26 @@ async fn a_pooler_that_refuses_replication_is_named() {
     assert_eq!(error.class(), Class::TaskBroken);
 }
 
-/// The real one where it is installed; its words are also what the test above answers with.
-#[tokio::test]
-async fn pgbouncer_passes_statements_and_not_replication() {
+/// The real one where it is installed, before a server: how to connect to it, and what ends it when dropped.
+async fn pgbouncer(
+    server: &Server,
+    mode: &str,
+) -> Option<(ConnectionConfig, tokio::process::Child, tempfile::TempDir)> {
     let program = std::path::Path::new("/usr/sbin/pgbouncer");
     if !program.exists() {
-        return;
+        return None;
     }
-    let server = Server::shared(15).await.unwrap();
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let settings = folder.path().join("pgbouncer.ini");
     let text = format!(
         "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-         listen_port = {port}\nauth_type = any\nunix_socket_dir =\n",
+         listen_port = {port}\nauth_type = any\nunix_socket_dir =\npool_mode = {mode}\n",
         server.port()
     );
     std::fs::write(&settings, text).unwrap();
-    let mut running = tokio::process::Command::new(program)
+    let running = tokio::process::Command::new(program)
         .args(["-q", "-u", "postgres"])
         .arg(&settings)
         .stdout(Stdio::null())
@@ -249,14 +250,49 @@ async fn pgbouncer_passes_statements_and_not_replication() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut config = config(&server, "postgres", None);
+    let mut config = config(server, "postgres", None);
     config.port = port;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while let Err(error) = connect(&config).await {
         assert!(tokio::time::Instant::now() < deadline, "{error} {:?}", error.cause());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    Some((config, running, folder))
+}
+
+/// Its words are also what the test above answers with.
+#[tokio::test]
+async fn pgbouncer_passes_statements_and_not_replication() {
+    let server = Server::shared(15).await.unwrap();
+    let Some((config, mut running, _folder)) = pgbouncer(&server, "session").await else { return };
     assert_error(&refusal(&config, Purpose::Replication).await, POOLER, "does not pass replication");
+    running.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_is_handed_on_between_transactions_is_noticed() {
+    let server = Server::shared(15).await.unwrap();
+    let Some((config, mut running, _folder)) = pgbouncer(&server, "transaction").await else { return };
+    let mut ours = Session::connect(&config, Purpose::Copy).await.unwrap();
+    let mut others = Session::connect(&config, Purpose::Copy).await.unwrap();
+    let begin = "BEGIN; SELECT pg_catalog.pg_backend_pid()";
+    let mut refused = Vec::new();
+    // Both were set up over one connection, one after the other; at the same time they need two.
+    for session in [&mut ours, &mut others] {
+        let rows = session.simple_query(begin).await.unwrap();
+        refused.extend(session.verify_process(rows[0][0].as_deref().unwrap()).err());
+    }
+    let error = refused.first().expect("one of two has another process than it was set up in");
+    assert_error(error, POOLER, "gives each transaction another connection");
+    for session in [&mut ours, &mut others] {
+        session.simple_query("ROLLBACK").await.unwrap();
+    }
+    ours.simple_query("PREPARE left_behind AS SELECT 1").await.unwrap();
+    let mut refused = Vec::new();
+    for _ in 0..2 {
+        refused.extend(others.simple_query("PREPARE left_behind AS SELECT 1").await.err());
+    }
+    assert_error(refused.first().expect("a statement of another session"), POOLER, "another connection");
     running.kill().await.unwrap();
 }
 

@@ -22,7 +22,7 @@ mod timeline;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pgferry_model::{
@@ -31,7 +31,8 @@ use pgferry_model::{
 };
 use pgferry_pipeline::{ChangeStream, Snapshot, SnapshotNeed, Source, StreamStart, SyncMode};
 use pgferry_postgres::{
-    ConnectionThread, Purpose, ReadAhead, quote_identifier, quote_literal, read_tables_as_of,
+    ConnectionThread, Purpose, ReadAhead, catalog_is_unchanged, mark_catalog, quote_identifier,
+    quote_literal, read_tables_as_of,
 };
 use tokio::sync::OnceCell;
 
@@ -43,9 +44,11 @@ use replication::stream::{PostgresStream, Surroundings};
 use replication::watch::Watch;
 use replication::{publication, slot};
 use selection::{Selection, Wanted, select};
-use snapshot::export::{Export, Exported};
+use snapshot::export::{Export, Exported, Worker};
 use snapshot::{ConsistentSnapshot, Extent};
 
+/// How long the sizes that were read at the start are good enough to cut tables into chunks.
+const KNOWN_SIZES_HOLD: Duration = Duration::from_secs(10);
 /// Three times the default `wal_writer_delay`, and some: the longest that an asynchronous commit stays unflushed.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
 const FLUSHED_POLL: Duration = Duration::from_millis(20);
@@ -85,20 +88,26 @@ impl PostgresSource {
     /// What the catalog has, now or as of a snapshot. `strict`: every table that the task names has to be there.
     async fn select(&self, strict: bool, snapshot: Option<&str>) -> Result<Selection> {
         let config = &self.control.config;
-        let publication = self.publication().await?;
-        let wanted = Wanted::new(config, publication.as_ref(), strict)?;
         let mut session = self.control.connect(Purpose::Query).await?;
         let version = session.server_version_num();
+        let mark = mark_catalog(&mut session).await?;
+        let publication = self.publication().await?;
+        let wanted = Wanted::new(config, publication.as_ref(), strict)?;
         let catalog = read_tables_as_of(&mut session, snapshot, |name| wanted.accepts(name)).await?;
         session.close().await?;
-        select(config, &wanted, catalog, publication.as_ref(), version)
+        let mut selection = select(config, &wanted, catalog, publication.as_ref(), version)?;
+        selection.mark = Some((mark, Instant::now()));
+        Ok(selection)
     }
 
     /// What holds the rows of the run's tables, of those that are what they were at the start. As of the snapshot, so that a partition
     /// that was made since the start, whose rows the snapshot sees, is not left out.
-    async fn extents_as_of(&self, snapshot: &str) -> Result<HashMap<TableId, Extent>> {
+    async fn extents_as_of(&self, exported: &Exported) -> Result<Arc<HashMap<TableId, Extent>>> {
         let known = self.selection().await?;
-        let now = self.select(false, Some(snapshot)).await?;
+        if self.is_still_known(known, exported).await? {
+            return Ok(Arc::clone(&known.extents));
+        }
+        let now = self.select(false, Some(exported.name())).await?;
         let mut extents = Arc::unwrap_or_clone(Arc::clone(&now.extents));
         let pairs = known.tables.iter().zip(&known.bindings).filter_map(|(table, (oid, _))| {
             let same = |at: &usize| {
@@ -112,7 +121,31 @@ impl PostgresSource {
             let at = (0..now.tables.len()).find(same)?;
             Some((table.id, extents.remove(&now.tables[at].id)?))
         });
-        Ok(pairs.collect())
+        Ok(Arc::new(pairs.collect()))
+    }
+
+    /// Whether the snapshot shows what was read at the start: most often it does, and reading it again takes long with many tables.
+    async fn is_still_known(&self, known: &Selection, exported: &Exported) -> Result<bool> {
+        let Some((mark, _)) = known.mark.as_ref().filter(|(_, at)| at.elapsed() < KNOWN_SIZES_HOLD) else {
+            return Ok(false);
+        };
+        let Worker { thread, mut session } = exported.worker(&self.control).await?;
+        let mark = mark.clone();
+        let (session, unchanged) = thread
+            .run(async move {
+                let unchanged = catalog_is_unchanged(&mut session, &mark).await;
+                (session, unchanged)
+            })
+            .await?;
+        let unchanged = unchanged?;
+        exported.put_back(Worker { thread, session });
+        if !unchanged {
+            return Ok(false);
+        }
+        let publication = self.publication().await?;
+        let left_out =
+            |needed| publication.as_ref().map(|found| found.restrictions(needed)).unwrap_or_default();
+        Ok(known.restrictions.iter().all(|(needed, restrictions)| left_out(needed) == *restrictions))
     }
 
     fn streams(&self) -> bool {
@@ -383,7 +416,7 @@ impl Source for PostgresSource {
     async fn snapshot(&self, need: SnapshotNeed) -> Result<Box<dyn Snapshot>> {
         let export = self.export_for(need).await?;
         let exported = Exported::open(&self.control, export).await?;
-        let extents = self.extents_as_of(exported.name()).await?;
+        let extents = self.extents_as_of(&exported).await?;
         Ok(Box::new(ConsistentSnapshot {
             control: Arc::clone(&self.control),
             exported,

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use pgferry_model::{Column, Cure, Error, Result, Table, TableId, TableName};
 use pgferry_pipeline::SyncMode;
-use pgferry_postgres::{CatalogTable, Identity, RelationKind, quote_identifier, quote_literal};
+use pgferry_postgres::{CatalogMark, CatalogTable, Identity, RelationKind, quote_identifier, quote_literal};
 
 use crate::config::{PostgresSourceConfig, SelectFrom, TableOptions};
 use crate::error;
@@ -33,6 +34,10 @@ pub(crate) struct Selection {
     pub(crate) snapshot_only: Vec<(TableName, &'static str)>,
     /// Tables that follow the stream, with their leaves.
     pub(crate) published: Vec<Needed>,
+    /// Per table: what the publication leaves out of it.
+    pub(crate) restrictions: Vec<(Needed, Restrictions)>,
+    /// The catalog before it was read for this, and when.
+    pub(crate) mark: Option<(CatalogMark, Instant)>,
 }
 
 /// A pattern of table names.
@@ -179,6 +184,8 @@ pub(crate) fn select(
         by_leaf: false,
         snapshot_only: Vec::new(),
         published: Vec::new(),
+        restrictions: Vec::new(),
+        mark: None,
     };
     let mut extents = HashMap::new();
     for found in carried(config, wanted, catalog)? {
@@ -195,6 +202,7 @@ pub(crate) fn select(
         if let Some(why) = why_not.filter(|_| config.sync_mode != SyncMode::Snapshot) {
             selection.snapshot_only.push((found.name.clone(), why));
         }
+        selection.restrictions.push((needed.clone(), restrictions.clone()));
         extents.insert(id, extent(&found, options, restrictions, server_version_num));
         selection.bindings.push((found.oid, excluded.iter().map(|name| Arc::from(name.as_str())).collect()));
         let carried = found.columns.iter().filter(|column| !excluded.contains(&column.name));

@@ -10,6 +10,7 @@
 //!
 //! Limits: 10 has no generated columns (12+) and no INCLUDE columns (11+); partitions in foreign tables are named, not read.
 
+mod mark;
 mod sizes;
 mod types;
 
@@ -20,6 +21,8 @@ use pgferry_model::{DataType, Error, Result, TableName};
 use crate::error::PROTOCOL;
 use crate::{ResultRow, Session, quote_literal};
 use types::{data_type, read_types};
+
+pub use mark::{CatalogMark, catalog_is_unchanged, mark_catalog};
 
 /// What a relation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,20 +162,26 @@ async fn read_definitions(
     if tables.is_empty() {
         return Ok(tables);
     }
-    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
-    let oids = oids.join(",");
-    read_columns(session, &mut tables, &oids).await?;
-    read_keys(session, &mut tables, &oids).await?;
-    read_heaps(session, &mut tables, &oids).await?;
+    let oids = oids_of(&tables);
+    let numbers = read_columns(session, &mut tables, &oids).await?;
+    read_keys(session, &mut tables, &oids, &numbers).await?;
+    read_partitions(session, &mut tables).await?;
     Ok(tables)
+}
+
+fn oids_of<'a>(tables: impl IntoIterator<Item = &'a CatalogTable>) -> String {
+    let oids: Vec<String> = tables.into_iter().map(|table| table.oid.to_string()).collect();
+    oids.join(",")
 }
 
 const RELATIONS: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
     c.relispartition, greatest(c.reltuples, 0)::bigint, pg_catalog.pg_get_userbyid(c.relowner), c.relrowsecurity, \
     coalesce(pg_catalog.has_any_column_privilege(c.oid, 'SELECT') \
       AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'), false), \
-    c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) \
+    c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid), \
+    c.relpages, (c.relpages + coalesce(t.relpages, 0)) * pg_catalog.current_setting('block_size')::bigint \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
     AND n.nspname !~ '^pg_(toast|temp)' ORDER BY n.nspname, c.relname";
 
@@ -190,42 +199,61 @@ fn relation(row: &ResultRow) -> Result<CatalogTable> {
         "n" => Identity::Nothing,
         _ => Identity::Default,
     };
+    let (oid, name) = (number(row, 0)?, TableName::new(text(row, 1)?, text(row, 2)?));
+    let readable = text(row, 10)? == "t";
+    let itself = || -> Result<CatalogHeap> {
+        Ok(CatalogHeap {
+            oid,
+            name: name.clone(),
+            pages: number(row, 12)?,
+            bytes: number(row, 13)?,
+            readable,
+        })
+    };
+    let heaps = if text(row, 3)? == "r" { vec![itself()?] } else { Vec::new() };
     Ok(CatalogTable {
-        oid: number(row, 0)?,
-        name: TableName::new(text(row, 1)?, text(row, 2)?),
+        oid,
+        name,
         kind,
         identity,
         columns: Vec::new(),
         primary_key: Vec::new(),
         identity_index: Vec::new(),
-        heaps: Vec::new(),
+        heaps,
         unreadable_partitions: Vec::new(),
         rows_estimated: number(row, 7)?,
         owner: text(row, 8)?.to_owned(),
         row_security: text(row, 9)? == "t",
-        readable: text(row, 10)? == "t",
+        readable,
         has_children: text(row, 11)? == "t",
     })
 }
 
-async fn read_columns(session: &mut Session, tables: &mut [CatalogTable], oids: &str) -> Result<()> {
+/// Names of columns by their relation's OID and their number.
+type Numbers = HashMap<(u32, i16), String>;
+
+async fn read_columns(session: &mut Session, tables: &mut [CatalogTable], oids: &str) -> Result<Numbers> {
     let generated = if session.server_version_num() >= 120_000 { "a.attgenerated <> ''" } else { "false" };
     let rows = session
         .simple_query(&format!(
-            "SELECT a.attrelid, a.attname, a.attnotnull, {generated}, a.atttypid, a.atttypmod, a.attndims, \
-             pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a \
+            "SELECT a.attrelid, a.attname, a.attnotnull, {generated}, a.atttypid, a.atttypmod, a.attndims, a.attnum \
+             FROM pg_catalog.pg_attribute a \
              WHERE a.attrelid IN ({oids}) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum"
         ))
         .await?;
-    let wanted = rows.iter().map(|row| number(row, 4)).collect::<Result<BTreeSet<u32>>>()?;
-    let types = read_types(session, wanted).await?;
+    let declared = |row: &ResultRow| -> Result<(u32, i32)> { Ok((number(row, 4)?, number(row, 5)?)) };
+    let declared_types = rows.iter().map(declared).collect::<Result<BTreeSet<_>>>()?;
+    let types = read_types(session, declared_types.iter().map(|&(oid, _)| oid).collect()).await?;
+    let names = types::read_names(session, &declared_types).await?;
     let mut columns: HashMap<u32, Vec<CatalogColumn>> = HashMap::new();
+    let mut numbers = Numbers::with_capacity(rows.len());
     for row in &rows {
-        let type_oid = number(row, 4)?;
-        let (modifier, dimensions) = (number(row, 5)?, number(row, 6)?);
-        columns.entry(number(row, 0)?).or_default().push(CatalogColumn {
+        let (relation, (type_oid, modifier)) = (number(row, 0)?, declared(row)?);
+        let formatted = names.get(&(type_oid, modifier)).map_or("", String::as_str);
+        numbers.insert((relation, number(row, 7)?), text(row, 1)?.to_owned());
+        columns.entry(relation).or_default().push(CatalogColumn {
             name: text(row, 1)?.to_owned(),
-            data_type: data_type(&types, type_oid, modifier, dimensions, text(row, 7)?, 0)?,
+            data_type: data_type(&types, type_oid, modifier, number(row, 6)?, formatted, 0)?,
             type_oid,
             modifier,
             not_null: text(row, 2)? == "t",
@@ -235,35 +263,48 @@ async fn read_columns(session: &mut Session, tables: &mut [CatalogTable], oids: 
     for table in tables {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
     }
-    Ok(())
+    Ok(numbers)
 }
 
-async fn read_keys(session: &mut Session, tables: &mut [CatalogTable], oids: &str) -> Result<()> {
+async fn read_keys(
+    session: &mut Session,
+    tables: &mut [CatalogTable],
+    oids: &str,
+    numbers: &Numbers,
+) -> Result<()> {
+    // INCLUDE columns come after those of the key.
+    let of_key = if session.server_version_num() >= 110_000 { "i.indnkeyatts" } else { "i.indnatts" };
     let rows = session
         .simple_query(&format!(
-            "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname \
-             FROM pg_catalog.pg_index i, LATERAL pg_catalog.unnest(i.indkey::smallint[]) WITH ORDINALITY k(attnum, place), \
-             pg_catalog.pg_attribute a WHERE i.indrelid IN ({oids}) AND (i.indisprimary OR i.indisreplident) AND i.indisvalid \
-             AND i.indimmediate AND a.attrelid = i.indrelid AND a.attnum = k.attnum \
-             AND k.place <= {} ORDER BY i.indrelid, i.indexrelid, k.place",
-            if session.server_version_num() >= 110_000 { "i.indnkeyatts" } else { "i.indnatts" }
+            "SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indkey, {of_key} FROM pg_catalog.pg_index i \
+             WHERE i.indrelid IN ({oids}) AND (i.indisprimary OR i.indisreplident) AND i.indisvalid AND i.indimmediate"
         ))
         .await?;
     let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();
     for row in &rows {
-        let Some(table) = by_oid.get(&number(row, 0)?).and_then(|&at| tables.get_mut(at)) else { continue };
+        let relation = number(row, 0)?;
+        let Some(table) = by_oid.get(&relation).and_then(|&at| tables.get_mut(at)) else { continue };
+        let key = text(row, 3)?.split(' ').take(number(row, 4)?);
+        let name =
+            |column: &str| column.parse().ok().and_then(|column| numbers.get(&(relation, column)).cloned());
+        let names: Vec<String> = key.filter_map(name).collect();
         if text(row, 1)? == "t" {
-            table.primary_key.push(text(row, 3)?.to_owned());
+            table.primary_key.clone_from(&names);
         }
         if text(row, 2)? == "t" {
-            table.identity_index.push(text(row, 3)?.to_owned());
+            table.identity_index = names;
         }
     }
     Ok(())
 }
 
-/// The relations that hold the rows, with the sizes of the last VACUUM or ANALYZE.
-async fn read_heaps(session: &mut Session, tables: &mut [CatalogTable], oids: &str) -> Result<()> {
+/// The relations that hold the rows of partitioned tables, with the sizes of the last VACUUM or ANALYZE.
+async fn read_partitions(session: &mut Session, tables: &mut [CatalogTable]) -> Result<()> {
+    let partitioned = |table: &&CatalogTable| table.kind == RelationKind::PartitionedTable;
+    let oids = oids_of(tables.iter().filter(partitioned));
+    if oids.is_empty() {
+        return Ok(());
+    }
     let rows = session
         .simple_query(&format!(
             "WITH RECURSIVE part(root, oid) AS (SELECT c.oid, c.oid FROM pg_catalog.pg_class c WHERE c.oid IN ({oids}) \
@@ -276,7 +317,7 @@ async fn read_heaps(session: &mut Session, tables: &mut [CatalogTable], oids: &s
              FROM part p JOIN pg_catalog.pg_class c ON c.oid = p.oid \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
-             WHERE c.relkind = 'r' OR c.relkind = 'f' AND p.root <> p.oid ORDER BY p.root, c.oid"
+             WHERE c.relkind IN ('r', 'f') AND p.root <> p.oid ORDER BY p.root, c.oid"
         ))
         .await?;
     let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();

@@ -78,6 +78,29 @@ pub(super) async fn read_types(
     Ok(types)
 }
 
+/// What the server calls types with their modifiers: asked for each pair once, as columns share them.
+pub(super) async fn read_names(
+    session: &mut Session,
+    wanted: &BTreeSet<(u32, i32)>,
+) -> Result<HashMap<(u32, i32), String>> {
+    let mut names = HashMap::with_capacity(wanted.len());
+    let pairs: Vec<String> =
+        wanted.iter().map(|(oid, modifier)| format!("({oid}::oid, {modifier})")).collect();
+    if pairs.is_empty() {
+        return Ok(names);
+    }
+    let rows = session
+        .simple_query(&format!(
+            "SELECT v.type, v.modifier, pg_catalog.format_type(v.type, v.modifier) FROM (VALUES {}) v(type, modifier)",
+            pairs.join(",")
+        ))
+        .await?;
+    for row in &rows {
+        names.insert((number(row, 0)?, number(row, 1)?), text(row, 2)?.to_owned());
+    }
+    Ok(names)
+}
+
 /// The type of a column from its OID, its modifier, its declared dimensions and its name.
 pub(super) fn data_type(
     types: &HashMap<u32, TypeRow>,

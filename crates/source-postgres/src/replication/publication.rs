@@ -52,7 +52,7 @@ pub(crate) struct Needed {
 }
 
 /// What a table's copy has to leave out, so that it holds what the stream would bring.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Restrictions {
     pub(crate) table: PublishedTable,
     /// Row filters of leaves that are published one by one.

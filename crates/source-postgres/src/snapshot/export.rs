@@ -97,9 +97,10 @@ impl Exported {
         } else {
             "txid_current_snapshot"
         };
-        let rows = query(&mut session, &format!("SELECT pg_catalog.{function}()")).await?;
-        let seen = column(&rows, 0, 0)?;
-        self.verify_same(&seen)?;
+        let question = format!("SELECT pg_catalog.{function}(), pg_catalog.pg_backend_pid()");
+        let rows = query(&mut session, &question).await?;
+        session.verify_process(&column(&rows, 0, 1)?)?;
+        self.verify_same(&column(&rows, 0, 0)?)?;
         query(&mut session, &format!("{PREPARE_LOOK}; SAVEPOINT chunk")).await?;
         Ok(Worker { thread, session })
     }

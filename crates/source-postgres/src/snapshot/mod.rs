@@ -38,7 +38,7 @@ pub(crate) struct ConsistentSnapshot {
     pub(crate) control: Arc<PostgresControl>,
     pub(crate) exported: Exported,
     /// As of the snapshot: every relation that it sees rows of, of tables that are the same as at the start.
-    pub(crate) extents: HashMap<TableId, Extent>,
+    pub(crate) extents: Arc<HashMap<TableId, Extent>>,
     pub(crate) workers: usize,
 }
 
