@@ -18,6 +18,9 @@ use pgferry_model::{
     TransactionMark,
 };
 
+/// A value that is a smaller part of the memory in which it came is copied out of it.
+const SHARED_PART_MIN: usize = 4;
+
 /// When to cut.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -128,7 +131,9 @@ impl RowWriter<'_> {
             let (lent, value) = (lent.as_ptr_range(), bytes.as_ptr_range());
             lent.start <= value.start && value.end <= lent.end
         };
-        match self.lent.filter(within) {
+        // Of memory that is mostly something else (a column that is not carried) only the value would be counted.
+        let most_of_it = |lent: &&Bytes| bytes.len() >= lent.len() / SHARED_PART_MIN;
+        match self.lent.filter(within).filter(most_of_it) {
             Some(lent) => self.batch.push_apart(format, lent.slice_ref(bytes)),
             None => self.batch.push_value(format, bytes),
         }
@@ -371,5 +376,59 @@ impl Assembler {
         self.oldest = None;
         self.cut_wanted = false;
         delivery
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgferry_model::{Column, DataType, TypeKind};
+
+    use super::*;
+
+    #[test]
+    fn a_value_stays_in_lent_memory_only_where_it_is_a_good_part_of_it() {
+        let data_type = DataType {
+            oid: 25,
+            name: "text".into(),
+            kind: TypeKind::Text,
+            sends_binary: true,
+            output_function: "pg_catalog.textout".into(),
+        };
+        let name = TableName::new("public", "t");
+        let table = Arc::new(Table {
+            id: TableId(0),
+            target_name: name.clone(),
+            name,
+            columns: vec![Column { name: "v".into(), data_type, nullable: true }],
+            key: vec![0],
+            key_enforced: true,
+            full_identity: false,
+            rows_estimated: 0,
+            bytes: 0,
+        });
+        let frame = Bytes::from(vec![b'x'; 8 * APART_BYTES_MIN]);
+        let elsewhere = vec![b'x'; 4 * APART_BYTES_MIN];
+        for (value, shared) in [
+            (&frame[100..100 + 4 * APART_BYTES_MIN], true),
+            (&frame[100..100 + APART_BYTES_MIN], false),
+            (&elsewhere[..], false),
+        ] {
+            let limits = Limits { batch_bytes_max: 1 << 30, batch_rows_max: 10, buffer_bytes_max: 1 << 30 };
+            let mut assembler = Assembler::open_to_all(limits, vec![Arc::clone(&table)], Position::ZERO);
+            let commit_record = Position::from_lsn(8);
+            assembler.begin(TransactionStart { xid: 1, commit_record, committed_at_us: 0 });
+            assembler.lend(Some(frame.clone()));
+            let mut row = assembler.row(TableId(0), Op::Insert).expect("wanted");
+            row.start_new();
+            row.value(CellFormat::Text, value);
+            drop(row);
+            assembler.lend(None);
+            assert!(assembler.bytes() >= value.len());
+            assembler.commit(Position::from_lsn(16));
+            let delivery = assembler.take();
+            let new = delivery.tables[0].row(0).and_then(|row| row.new).expect("a row");
+            assert_eq!(new.shared(0).is_some(), shared);
+            assert_eq!(new.cell(0), pgferry_model::Cell::Text(value));
+        }
     }
 }
