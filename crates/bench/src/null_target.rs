@@ -91,7 +91,7 @@ impl NullTarget {
 #[async_trait]
 impl Target for NullTarget {
     fn wants(&self) -> Wants {
-        Wants { changes: ChangeForm::LatestPerKey, loads_max: 16, slices: true }
+        Wants { changes: ChangeForm::LatestPerKey, loads_max: 16, slices: true, atomic: true }
     }
 
     fn snapshot_format(&self, _table: &Table, column: &Column) -> CellFormat {

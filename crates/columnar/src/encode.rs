@@ -11,8 +11,8 @@ use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, DataType as ArrowType, Field, TimeUnit};
 use pgferry_model::{Batch, Cell, CellFormat};
 
-use crate::list::Elements;
-use crate::{number, time};
+use pgferry_values::array::Elements;
+use pgferry_values::{bytes, number, time};
 
 /// How a column's values become an Arrow array.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -319,24 +319,13 @@ fn binaries<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<A
             Cell::Null | Cell::Unchanged => builder.append_null(),
             Cell::Binary(bytes) => builder.append_value(bytes),
             Cell::Text(text) => {
-                let digits = text.strip_prefix(b"\\x").ok_or(unfit("is malformed"))?;
                 decoded.clear();
-                for pair in digits.chunks(2) {
-                    decoded.push(hex_byte(pair).ok_or(unfit("is malformed"))?);
-                }
+                bytes::bytea_from_text(text, &mut decoded).map_err(unfit)?;
                 builder.append_value(&decoded);
             }
         }
     }
     Ok(Arc::new(builder.finish()))
-}
-
-fn hex_byte(pair: &[u8]) -> Option<u8> {
-    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
-    match pair {
-        &[high, low] => Some(digit(high)? << 4 | digit(low)?),
-        _ => None,
-    }
 }
 
 fn uuids<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<ArrayRef, Unfit> {
@@ -348,14 +337,7 @@ fn uuids<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<Arra
             Cell::Null | Cell::Unchanged => values.extend_from_slice(&[0; 16]),
             Cell::Binary(bytes) => values.extend_from_slice(&fixed::<16>(bytes).map_err(unfit)?),
             Cell::Text(text) => {
-                let digits: Vec<u8> = text.iter().copied().filter(|&byte| byte != b'-').collect();
-                let before = values.len();
-                for pair in digits.chunks(2) {
-                    values.push(hex_byte(pair).ok_or(unfit("is malformed"))?);
-                }
-                if values.len() != before + 16 {
-                    return Err(unfit("is malformed"));
-                }
+                values.extend_from_slice(&bytes::uuid_from_text(text).map_err(unfit)?);
             }
         }
     }

@@ -7,8 +7,5 @@
 //! Invariants: a value arrives exactly or the answer is [`Unfit`]; nothing is rounded, clamped or replaced. No message holds a value.
 
 mod encode;
-mod list;
-mod number;
-mod time;
 
 pub use encode::{Encoding, Unfit, encode_column};

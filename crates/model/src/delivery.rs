@@ -17,7 +17,9 @@ pub struct TransactionMark {
     pub first_sequence: u32,
     /// The source's transaction id.
     pub xid: u32,
-    /// Its end position.
+    /// Where its commit record begins: the same in every slice of it, and in the order of commits.
+    pub commit_record: Position,
+    /// Its end position; of a transaction that a `Part` leaves open, where its commit record begins.
     pub position: Position,
     /// When the source committed it, in microseconds since 1970-01-01 UTC.
     pub committed_at_us: i64,
@@ -44,7 +46,7 @@ pub struct Delivery<C> {
     pub through: Position,
     /// The changes, at most one entry per table.
     pub tables: Vec<C>,
-    /// The transactions that ended in this delivery, in commit order.
+    /// The transactions that ended in this delivery, in commit order; in a `Part` the one that it leaves open comes last.
     pub transactions: Vec<TransactionMark>,
     /// Whether it is complete in itself.
     pub slice: Slice,

@@ -63,6 +63,18 @@ struct OpenTransaction {
     first_sequence: u32,
 }
 
+impl OpenTransaction {
+    fn mark(&self, position: Position) -> TransactionMark {
+        TransactionMark {
+            first_sequence: self.first_sequence,
+            xid: self.start.xid,
+            commit_record: self.start.commit_record,
+            position,
+            committed_at_us: self.start.committed_at_us,
+        }
+    }
+}
+
 /// What was gathered since the last cut.
 pub struct Assembler {
     limits: Limits,
@@ -246,12 +258,7 @@ impl Assembler {
         if let Some(open) = self.open.take()
             && (self.sequence != open.first_sequence || self.sliced)
         {
-            self.transactions.push(TransactionMark {
-                first_sequence: open.first_sequence,
-                xid: open.start.xid,
-                position,
-                committed_at_us: open.start.committed_at_us,
-            });
+            self.transactions.push(open.mark(position));
         }
         self.through = self.through.max(position);
         self.stop()
@@ -357,6 +364,7 @@ impl Assembler {
                 tables.push(batch);
             }
         }
+        self.transactions.extend(self.open.as_ref().map(|open| open.mark(open.start.commit_record)));
         let delivery = Delivery {
             after: self.after,
             through: self.through,

@@ -238,7 +238,7 @@ impl Weight {
         Weight {
             changes: per_table.iter().map(|&(_, changes)| changes).sum(),
             per_table,
-            transactions: delivery.transactions.len() as u64,
+            transactions: (delivery.transactions.len() - usize::from(delivery.slice == Slice::Part)) as u64,
             committed_at_us: delivery.transactions.last().map(|mark| mark.committed_at_us),
             through: delivery.through,
             started: Instant::now(),

@@ -1,4 +1,4 @@
-//! The engine's own error codes.
+//! The engine's own error codes, and those that targets share.
 
 use pgferry_model::{Code, Cure, Error};
 
@@ -22,6 +22,22 @@ pub const STOP_TIMED_OUT: Code = Code::new("pipeline.stop_timed_out");
 pub const WORKER_LOST: Code = Code::new("pipeline.worker_lost");
 /// The consistent snapshot that chunks are read from is gone; unfinished tables are copied again under a new one.
 pub const SNAPSHOT_LOST: Code = Code::new("pipeline.snapshot_lost");
+/// Another process has taken the task over.
+pub const FENCED: Code = Code::new("target.fenced");
+/// The target has a table of that name already.
+pub const TABLE_EXISTS: Code = Code::new("target.table_exists");
+/// The target's table has other columns.
+pub const SCHEMA_INCOMPATIBLE: Code = Code::new("target.schema_incompatible");
+/// Two tables would go to one of the target.
+pub const NAME_COLLISION: Code = Code::new("target.name_collision");
+/// A table that the task has made is gone.
+pub const TABLE_GONE: Code = Code::new("target.table_gone");
+/// A value does not fit the target's type.
+pub const NOT_REPRESENTABLE: Code = Code::new("value.not_representable");
+/// The target lacks a row, or a value of it, that is needed.
+pub const ROW_MISSING: Code = Code::new("target.row_missing");
+/// Slices of a transaction were dropped after an error.
+pub const SLICES_LOST: Code = Code::new("target.slices_lost");
 
 /// An error of class `Transient`: a task or a thread went away without having said anything. `problem` names it.
 pub fn worker_lost(problem: impl Into<String>) -> Error {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariants: a position is stored in the same commit as the data it covers; the stored position never moves back; a
-//! commit under an older epoch than the stored one is refused with class `TaskBroken`; nothing of a failed call is visible.
+//! commit under an older epoch than the stored one is refused with class `TaskBroken`; nothing of a failed call is visible. A target that
+//! says so ([`Wants::atomic`]) stores the position after its data instead, and rows of a failed call may be visible.
 
 use std::sync::Arc;
 
@@ -38,6 +39,9 @@ pub struct Wants {
     pub loads_max: usize,
     /// Whether slices of one large transaction can be committed together. Without it the engine does not slice.
     pub slices: bool,
+    /// Whether rows and what is stored with them (a position, a chunk record, a dropped copy) are one commit. Without it the rows come
+    /// first: after an error or a crash they may be there already, and come again.
+    pub atomic: bool,
 }
 
 /// One table's changes within a delivery.
@@ -108,6 +112,8 @@ pub enum Fidelity {
     Equal,
     /// In a native type that some possible values do not fit; such a value sets the table aside, it is never changed.
     Guarded,
+    /// In a type that the user has chosen although it loses digits; the note says which.
+    Rounded,
 }
 
 /// What becomes of a column.

@@ -1,29 +1,17 @@
 //! The target's error codes, and what DuckDB's own errors mean.
 
 use pgferry_model::{Class, Code, Cure, Error, TableName};
+pub use pgferry_pipeline::error::{
+    FENCED, NAME_COLLISION, NOT_REPRESENTABLE, ROW_MISSING, SCHEMA_INCOMPATIBLE, SLICES_LOST, TABLE_EXISTS,
+    TABLE_GONE,
+};
 
 /// Another process has the file open.
 pub const LOCKED: Code = Code::new("target.locked");
 /// The file cannot be opened or made.
 pub const FILE: Code = Code::new("target.file");
-/// Another process has taken the task over.
-pub const FENCED: Code = Code::new("target.fenced");
-/// The target has a table of that name already.
-pub const TABLE_EXISTS: Code = Code::new("target.table_exists");
-/// The target's table has other columns.
-pub const SCHEMA_INCOMPATIBLE: Code = Code::new("target.schema_incompatible");
-/// Two names are the same to DuckDB, which ignores case.
-pub const NAME_COLLISION: Code = Code::new("target.name_collision");
-/// A table that the task has made is gone.
-pub const TABLE_GONE: Code = Code::new("target.table_gone");
-/// A value does not fit the target's type.
-pub const NOT_REPRESENTABLE: Code = Code::new("value.not_representable");
-/// The target lacks a row that a change needs.
-pub const ROW_MISSING: Code = Code::new("target.row_missing");
 /// Rows of an unfinished copy cannot be told from those that were there.
 pub const APPEND_INTERRUPTED: Code = Code::new("target.append_interrupted");
-/// Slices of a transaction were dropped after an error.
-pub const SLICES_LOST: Code = Code::new("target.slices_lost");
 /// The disk is full.
 pub const DISK_FULL: Code = Code::new("target.disk_full");
 /// DuckDB's memory limit is reached.

@@ -275,7 +275,7 @@ fn append_interrupted(table: &Table, name: &TableName) -> Error {
 #[async_trait]
 impl Target for DuckdbTarget {
     fn wants(&self) -> Wants {
-        Wants { changes: ChangeForm::LatestPerKey, loads_max: LOADS_MAX, slices: true }
+        Wants { changes: ChangeForm::LatestPerKey, loads_max: LOADS_MAX, slices: true, atomic: true }
     }
 
     fn snapshot_format(&self, table: &Table, column: &Column) -> CellFormat {

@@ -11,14 +11,17 @@ use pgferry_source_postgres as source_postgres;
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
 
 use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
+use pgferry_target_kafka::{KafkaConfig, KafkaTarget};
 
-use crate::connect::connection_config;
-use crate::spec::{CONFLICT, Connection, DuckdbConnection, Manage, PostgresConnection, Spec, TaskSpec};
+use crate::connect::{connection_config, reveal};
+use crate::spec::{
+    CONFLICT, Connection, DuckdbConnection, KafkaConnection, Manage, PostgresConnection, Spec, TaskSpec,
+};
 
 /// Kinds that a task can read from.
 pub const SOURCE_KINDS: &[&str] = &["postgres"];
 /// Kinds that a task can write to.
-pub const TARGET_KINDS: &[&str] = &["duckdb"];
+pub const TARGET_KINDS: &[&str] = &["duckdb", "kafka"];
 
 /// Builds a task's source. Nothing is connected yet; secrets are looked up.
 pub fn source(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Source>> {
@@ -34,6 +37,7 @@ pub fn source(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Source>> {
 pub async fn target(spec: &Spec, task: &TaskSpec) -> Result<Arc<dyn Target>> {
     match spec.connections.get(&task.target) {
         Some(Connection::Duckdb(connection)) => duckdb_target(connection, task).await,
+        Some(Connection::Kafka(connection)) => kafka_target(spec, connection, task),
         other => Err(no_such("target", &task.target, other)),
     }
 }
@@ -100,4 +104,46 @@ async fn duckdb_target(connection: &DuckdbConnection, task: &TaskSpec) -> Result
         .await
         .map_err(|lost| worker_lost("opening the DuckDB file was cut off").with_origin(lost))??;
     Ok(Arc::new(target))
+}
+
+/// A client is made here, and connects by itself.
+fn kafka_target(spec: &Spec, connection: &KafkaConnection, task: &TaskSpec) -> Result<Arc<dyn Target>> {
+    let Some(settings) = &task.kafka else {
+        return Err(no_such("target", &task.target, spec.connections.get(&task.target)));
+    };
+    let mut properties = connection.properties.clone();
+    for (property, key, source) in &connection.secrets {
+        let secret = reveal(source, &format!("connections.{}.{key}", connection.name))?;
+        properties.push(((*property).to_owned(), secret));
+    }
+    properties.extend(settings.properties.iter().cloned());
+    let source_database = match spec.source_of(task) {
+        Some(source) => connection_config(source, task.id.as_str())?.database,
+        None => String::new(),
+    };
+    let tables = &task.selection.tables;
+    let as_text = tables.iter().map(|table| {
+        let texts = table.column_types.iter().filter(|(_, kind)| kind.as_str() == "string");
+        (table.source.clone(), texts.map(|(column, _)| column.clone()).collect())
+    });
+    let topics = tables.iter().filter_map(|table| Some((table.source.clone(), table.topic.clone()?)));
+    Ok(Arc::new(KafkaTarget::connect(KafkaConfig {
+        properties,
+        topic_rule: settings.topic_rule.clone(),
+        topics: topics.collect(),
+        source_database,
+        partition_policy: settings.partition_policy,
+        partitions: settings.partitions,
+        replication_factor: settings.replication_factor,
+        guarantee: settings.guarantee,
+        transactional_id_prefix: settings.transactional_id_prefix.clone(),
+        state_topic: settings.state_topic.clone(),
+        format: settings.format,
+        decimals: settings.decimals,
+        times: settings.times,
+        binary: settings.binary,
+        tombstones: settings.tombstones,
+        loads_max: task.settings.workers,
+        as_text: as_text.collect(),
+    })?))
 }

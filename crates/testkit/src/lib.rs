@@ -14,6 +14,7 @@
 //! Limits: Linux; PostgreSQL 10, 13, 15 and 18 as `scripts/setup --test` installs them.
 
 pub mod compare;
+pub mod kafka;
 pub mod memory_target;
 pub mod process;
 pub mod proxy;

@@ -33,7 +33,7 @@ impl TargetPlace for DuckdbFile {
         "memory_limit = \"512MB\"\n".to_owned()
     }
 
-    fn workload_entries(&self, major: u32) -> String {
+    fn sections(&self, major: u32) -> String {
         text_overrides(major)
     }
 

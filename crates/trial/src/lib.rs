@@ -12,6 +12,7 @@
 
 pub mod crash;
 pub mod duckdb_file;
+pub mod kafka_topics;
 pub mod scene;
 pub mod soak;
 pub mod target_place;

@@ -60,8 +60,8 @@ impl TargetPlace for Small {
         self.0.connection() + &self.0.small_memory()
     }
 
-    fn workload_entries(&self, major: u32) -> String {
-        self.0.workload_entries(major)
+    fn sections(&self, major: u32) -> String {
+        self.0.sections(major)
     }
 
     fn same_value(&self, source: &str, target: &str) -> bool {
@@ -117,7 +117,7 @@ impl Soak {
         let usual = target_place::place(&self.target).await?;
         let small_memory = usual.small_memory();
         let place: Arc<dyn TargetPlace> = Arc::new(Small(usual));
-        let entries = place.workload_entries(MAJOR);
+        let entries = place.sections(MAJOR);
         let scene = Scene::between(&Server::shared(MAJOR).await?, place, &entries).await?;
         let mut workload = Workload::new(self.seed, Options { wide_columns: 40, ..options(MAJOR) });
         let client = scene.database.client().await?;

@@ -9,9 +9,10 @@ use pgferry_model::{Progress, TableName};
 use pgferry_task::{registry, spec};
 
 use crate::duckdb_file::DuckdbFile;
+use crate::kafka_topics::KafkaTopics;
 
 /// The kinds of targets that can be tried.
-pub const KINDS: &[&str] = &["duckdb"];
+pub const KINDS: &[&str] = &["duckdb", "kafka"];
 
 /// One task's fresh place in a target: a file, a database, a set of topics. What it made is gone when it is dropped.
 #[async_trait]
@@ -24,8 +25,9 @@ pub trait TargetPlace: Send + Sync {
         String::new()
     }
 
-    /// Entries of the task `all` for the workload's tables, where the target holds some of their values only in another type.
-    fn workload_entries(&self, _major: u32) -> String {
+    /// Sections of the task `all`: its own settings of this kind of target, and entries for the workload's tables, where the target holds
+    /// some of their values only in another type.
+    fn sections(&self, _major: u32) -> String {
         String::new()
     }
 
@@ -49,6 +51,7 @@ pub trait TargetPlace: Send + Sync {
 pub async fn place(kind: &str) -> Result<Arc<dyn TargetPlace>> {
     match kind {
         "duckdb" => Ok(Arc::new(DuckdbFile)),
+        "kafka" => Ok(Arc::new(KafkaTopics::new()?)),
         other => bail!("no target of kind {other} can be tried; kinds: {}", KINDS.join(", ")),
     }
 }

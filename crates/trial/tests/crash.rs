@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pgferry_pipeline::failpoint;
+use pgferry_testkit::kafka::Broker;
 use pgferry_trial::crash::{Matrix, Tally};
 
 /// Rounds of other seeds for a failpoint at which no seed's run has ended: where a run is when it is held up depends on the machine, too.
@@ -28,13 +29,30 @@ async fn killed_at_every_failpoint_and_at_random_nothing_is_lost_or_doubled_or_l
     Ok(())
 }
 
+/// The same on topics, which a consumer of committed records rebuilds. Fewer: every start asks the broker for its leases.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_it_writes_topics_a_consumer_of_committed_records_rebuilds_every_table() -> Result<()> {
+    if let Err(missing) = Broker::shared()? {
+        use std::io::Write;
+        // Not with a macro: those the test runner shows of failed tests only.
+        return Ok(writeln!(std::io::stderr().lock(), "NOT RUN: the crash matrix on Kafka: {}", missing.0)?);
+    }
+    let tally = tried_on("kafka", 0..8).await?;
+    ensure!(tally.kills() >= 8, "too few kills to mean anything:\n{tally}");
+    Ok(())
+}
+
 async fn tried(seeds: Range<u64>) -> Result<Tally> {
+    tried_on("duckdb", seeds).await
+}
+
+async fn tried_on(target: &str, seeds: Range<u64>) -> Result<Tally> {
     let matrix = Matrix {
-        target: "duckdb".to_owned(),
+        target: target.to_owned(),
         seeds,
         load: Duration::from_secs(1),
         parallel: 2,
-        keep: std::env::temp_dir().join(format!("pgferry-crash-{}", std::process::id())),
+        keep: std::env::temp_dir().join(format!("pgferry-crash-{target}-{}", std::process::id())),
     };
     let mut failures = Vec::new();
     let tally = matrix

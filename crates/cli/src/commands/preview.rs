@@ -55,6 +55,7 @@ fn fidelity(fidelity: Fidelity) -> &'static str {
         Fidelity::Equal => "equal",
         Fidelity::ExactAsText => "exact, as text",
         Fidelity::Guarded => "guarded",
+        Fidelity::Rounded => "rounded",
     }
 }
 

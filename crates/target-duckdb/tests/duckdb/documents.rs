@@ -62,6 +62,7 @@ fn generated() -> String {
             Fidelity::ExactAsText => "exact, as text",
             Fidelity::Equal => "equal",
             Fidelity::Guarded => "exact or refused",
+            Fidelity::Rounded => "rounded",
         };
         out.push_str(&format!("| {name} | {} | {fidelity} | {} |\n", mapping.name, mapping.note));
     }

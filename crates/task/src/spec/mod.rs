@@ -8,8 +8,10 @@
 //! this build cannot serve is refused by name; secrets are looked up only when a connection is built.
 
 mod fault;
+mod kafka;
 mod place;
 pub mod raw;
+pub mod raw_kafka;
 mod read;
 mod rules;
 pub mod scalar;
@@ -25,6 +27,7 @@ pub use fault::{
     CONFLICT, Fault, Faults, INVALID_VALUE, MISSING_KEY, SECRET_IN_FILE, SECRET_MISSING, SYNTAX, UNKNOWN_KEY,
     UNKNOWN_TASK, UNREADABLE, UNSUPPORTED,
 };
+pub use kafka::{KafkaConnection, KafkaSettings};
 pub use validated::{
     Address, Connection, DuckdbConnection, Manage, PostgresConnection, Replication, Selection, Spec,
     TableSpec, TaskSpec,

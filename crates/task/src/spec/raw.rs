@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::raw_kafka::{RawKafka, RawKafkaTask};
 use super::scalar::{Bytes, SecretSource, Span};
 
 /// A task file.
@@ -33,6 +34,8 @@ pub enum AnyConnection {
     Postgres(Box<RawPostgres>),
     /// A DuckDB file.
     Duckdb(RawDuckdb),
+    /// A Kafka cluster.
+    Kafka(Box<RawKafka>),
 }
 
 /// A PostgreSQL server, by `url` or by its parts.
@@ -117,7 +120,7 @@ pub struct RawTask {
     /// Tables, each with its own settings. They are carried in addition to what `include` selects.
     #[serde(default)]
     pub tables: Vec<RawTable>,
-    /// The longest that a committed change waits before it is written. Default: `1s`.
+    /// The longest that a committed change waits before it is written. Default: `1s` for DuckDB, `20ms` for Kafka.
     pub sync_interval: Option<Span>,
     /// Rows per write at most. Default: bounded by bytes only.
     pub batch_size: Option<u64>,
@@ -138,6 +141,8 @@ pub struct RawTask {
     pub limits: Option<RawLimits>,
     /// Settings of a DuckDB target.
     pub duckdb: Option<RawDuckdbTask>,
+    /// Settings of a Kafka target.
+    pub kafka: Option<RawKafkaTask>,
 }
 
 /// What a task carries.
@@ -223,6 +228,8 @@ pub struct RawTable {
     pub columns: BTreeMap<String, RawColumn>,
     /// As the task's setting of that name, for this table.
     pub if_target_exists: Option<RawIfTargetExists>,
+    /// Its topic in a Kafka target; tables with the same one share it. Default: by the task's `topic_name_rule`.
+    pub topic: Option<String>,
 }
 
 /// One column of a table.

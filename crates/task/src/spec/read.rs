@@ -8,6 +8,7 @@ use toml::Value;
 use super::fault::{Fault, INVALID_VALUE, MISSING_KEY, SYNTAX, UNKNOWN_KEY, UNSUPPORTED};
 use super::place::line_of;
 use super::raw::{RawDuckdb, RawFile, RawPostgres};
+use super::raw_kafka::RawKafka;
 use super::unsupported;
 
 /// Faults told of one part of a file; a file with more is not a slip.
@@ -18,6 +19,7 @@ const FAULTS_MAX: usize = 50;
 pub(super) enum RawConnection {
     Postgres(Box<RawPostgres>),
     Duckdb(RawDuckdb),
+    Kafka(Box<RawKafka>),
 }
 
 /// A file as it is written, with what could be read of its connections.
@@ -55,18 +57,19 @@ fn connection(name: &str, mut value: Value, faults: &mut Vec<Fault>) -> Option<R
         faults.push(Fault::new(INVALID_VALUE, path, "a connection is a table of keys"));
         return None;
     };
-    let kinds = "the kinds of this build are postgres and duckdb";
+    let kinds = "the kinds of this build are postgres, duckdb and kafka";
     let at_kind = format!("{path}.kind");
     match table.remove("kind").as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
         Some("postgres") => Some(RawConnection::Postgres(Box::new(deserialize(value, &path, faults)))),
         Some("duckdb") => Some(RawConnection::Duckdb(deserialize(value, &path, faults))),
-        Some(kind @ ("kafka" | "databend" | "timescaledb")) => {
+        Some("kafka") => Some(RawConnection::Kafka(Box::new(deserialize(value, &path, faults)))),
+        Some(kind @ ("databend" | "timescaledb")) => {
             let problem = format!("kind {kind} is not in this build yet; {kinds}");
             faults.push(Fault::new(UNSUPPORTED, at_kind, problem));
             None
         }
         Some(kind) => {
-            let meant = nearest(kind, &["postgres".into(), "duckdb".into()]);
+            let meant = nearest(kind, &["postgres".into(), "duckdb".into(), "kafka".into()]);
             let fault =
                 Fault::new(INVALID_VALUE, at_kind, format!("`{kind}` is no kind of connection; {kinds}"));
             faults.push(match meant {
@@ -77,7 +80,7 @@ fn connection(name: &str, mut value: Value, faults: &mut Vec<Fault>) -> Option<R
         }
         None => {
             let fault = Fault::new(MISSING_KEY, at_kind, format!("the connection has no kind; {kinds}"));
-            faults.push(fault.cure("add `kind = \"postgres\"` or `kind = \"duckdb\"`"));
+            faults.push(fault.cure("add `kind = \"postgres\"`, `kind = \"duckdb\"` or `kind = \"kafka\"`"));
             None
         }
     }

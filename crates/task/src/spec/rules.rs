@@ -132,8 +132,8 @@ pub(super) fn connections(path: &str, raw: &RawTask, written: &Written, faults: 
         let known =
             written.connections.iter().find(|(known, _)| known == name).map(|(_, connection)| connection);
         let wrong = match (key, known) {
-            ("source", Some(RawConnection::Duckdb(_))) => Some("postgres"),
-            ("target", Some(RawConnection::Postgres(_))) => Some("duckdb"),
+            ("source", Some(RawConnection::Duckdb(_) | RawConnection::Kafka(_))) => Some("postgres"),
+            ("target", Some(RawConnection::Postgres(_))) => Some("duckdb or kafka"),
             _ => None,
         };
         if let Some(right) = wrong {
@@ -141,6 +141,25 @@ pub(super) fn connections(path: &str, raw: &RawTask, written: &Written, faults: 
             let problem = format!("`{name}` is of kind {kind}; a {key} is of kind {right} in this build");
             faults.push(Fault::new(CONFLICT, at, problem));
         }
+    }
+}
+
+/// A section of another kind of target would be passed over.
+pub(super) fn sections(path: &str, raw: &RawTask, written: &Written, faults: &mut Vec<Fault>) {
+    let target = raw.target.as_ref();
+    let known = written.connections.iter().find(|(name, _)| Some(name) == target);
+    let Some((_, connection)) = known else { return };
+    let kafka = matches!(connection, RawConnection::Kafka(_));
+    let topics = raw.tables.iter().any(|table| table.topic.is_some());
+    let misplaced = [
+        ("kafka", raw.kafka.is_some() && !kafka),
+        ("tables", topics && !kafka),
+        ("duckdb", raw.duckdb.is_some() && kafka),
+    ];
+    for (key, _) in misplaced.iter().filter(|(_, there)| *there) {
+        let what = if *key == "tables" { "`topic` of a table" } else { "the section" };
+        let problem = format!("{what} belongs to another kind of target");
+        faults.push(Fault::new(CONFLICT, format!("{path}.{key}"), problem).cure("remove it"));
     }
 }
 

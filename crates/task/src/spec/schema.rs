@@ -59,6 +59,8 @@ const SECTIONS: &[(&str, &str, &str)] = &[
         "In `[connections.NAME]` with `kind = \"postgres\"`.",
     ),
     ("A DuckDB connection", "AnyConnection/oneOf/1", "In `[connections.NAME]` with `kind = \"duckdb\"`."),
+    ("A Kafka connection", "AnyConnection/oneOf/2", "In `[connections.NAME]` with `kind = \"kafka\"`."),
+    ("User and password of Kafka", "RawSasl", "In `sasl = { ... }` of a Kafka connection."),
     ("A task", "RawTask", "In `[tasks.NAME]`."),
     ("A table", "RawTable", "In `[[tasks.NAME.tables]]`."),
     ("A column", "RawColumn", "In `columns.NAME = { ... }` of a table."),
@@ -66,6 +68,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ("Limits", "RawLimits", "In `[tasks.NAME.limits]`."),
     ("Schema changes", "RawSchemaChanges", "In `schema_changes = { ... }` of a task."),
     ("DuckDB as the target", "RawDuckdbTask", "In `duckdb = { ... }` of a task."),
+    ("Kafka as the target", "RawKafkaTask", "In `[tasks.NAME.kafka]`."),
 ];
 
 const INTRODUCTION: &str = "\

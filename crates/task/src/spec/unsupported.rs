@@ -13,7 +13,6 @@ const LATER: &[(&str, Option<&str>, &str)] = &[
         None,
         "SSH tunnels are not in this build; open one with `ssh -L` and connect to it",
     ),
-    ("tasks.*.kafka", None, "Kafka targets are not in this build"),
     ("tasks.*.databend", None, "Databend targets are not in this build"),
     ("tasks.*.postgres", None, "PostgreSQL targets are not in this build"),
     (
@@ -71,7 +70,8 @@ const LATER: &[(&str, Option<&str>, &str)] = &[
     ),
     ("tasks.*.tables.*.columns.*.target", None, "columns keep their names in this build"),
     ("tasks.*.tables.*.hypertable", None, "TimescaleDB targets are not in this build"),
-    ("tasks.*.tables.*.topic", None, "Kafka targets are not in this build"),
+    ("tasks.*.kafka.format", Some("avro"), "Avro is not in this build; use debezium-json or json"),
+    ("tasks.*.kafka.checkpoint_interval", None, "records and position are written every sync_interval"),
 ];
 
 /// Takes everything of [`LATER`] out of the tree, and tells each.

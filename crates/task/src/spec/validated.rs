@@ -11,6 +11,7 @@ use pgferry_model::{TableName, TaskId};
 use pgferry_pipeline::{DeletePolicy, IfTargetExists, Settings, SyncMode};
 
 use super::fault::{Fault, INVALID_VALUE, MISSING_KEY, SECRET_IN_FILE};
+use super::kafka::{self, KafkaConnection, KafkaSettings};
 use super::raw::{
     RawDuckdb, RawIfTargetExists, RawManage, RawOnTableError, RawPostgres, RawReplication, RawSslMode,
     RawSyncMode, RawTable, RawTask,
@@ -31,6 +32,8 @@ const RETRY_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 const RETRY_FOR_DEFAULT: Duration = Duration::from_secs(15 * 60);
 const STOP_WITHIN_DEFAULT: Duration = Duration::from_secs(30);
 const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// Nothing is gained by waiting longer: a broker takes small batches as well.
+const SYNC_INTERVAL_KAFKA: Duration = Duration::from_millis(20);
 /// PostgreSQL's own limit on names (`NAMEDATALEN` - 1, in bytes).
 pub(super) const NAME_BYTES_MAX: usize = 63;
 
@@ -54,6 +57,8 @@ pub enum Connection {
     Postgres(Box<PostgresConnection>),
     /// A DuckDB file.
     Duckdb(DuckdbConnection),
+    /// A Kafka cluster.
+    Kafka(Box<KafkaConnection>),
 }
 
 impl Connection {
@@ -62,6 +67,7 @@ impl Connection {
         match self {
             Connection::Postgres(_) => "postgres",
             Connection::Duckdb(_) => "duckdb",
+            Connection::Kafka(_) => "kafka",
         }
     }
 }
@@ -148,6 +154,8 @@ pub struct TableSpec {
     pub snapshot_where: Option<String>,
     /// Columns that are not carried.
     pub exclude_columns: Vec<String>,
+    /// Its topic in a Kafka target; `None`: by the task's rule.
+    pub topic: Option<String>,
     /// Types in the target that the user sets, by column.
     pub column_types: BTreeMap<String, String>,
 }
@@ -189,6 +197,8 @@ pub struct TaskSpec {
     pub spool_directory: PathBuf,
     /// Bytes that may wait there at most.
     pub spool_bytes_max: u64,
+    /// Settings of its Kafka target; `None`: the target is of another kind.
+    pub kafka: Option<KafkaSettings>,
     /// The engine's settings.
     pub settings: Settings,
 }
@@ -231,6 +241,11 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
                 .map(Box::new)
                 .map(Connection::Postgres),
             RawConnection::Duckdb(raw) => duckdb(name, &path, raw, &folder, faults).map(Connection::Duckdb),
+            RawConnection::Kafka(raw) => {
+                kafka::plain_secrets(&path, raw, |path| warnings.push(plain_secret(path)));
+                let connection = kafka::connection(name, &path, raw, &folder, faults);
+                connection.map(Box::new).map(Connection::Kafka)
+            }
         };
         if let Some(connection) = connection {
             connections.insert(name.clone(), connection);
@@ -244,7 +259,14 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
         let path = format!("tasks.{name}");
         rules::name(&path, name, faults);
         rules::connections(&path, raw, written, faults);
-        task(name, &path, raw, &folder, faults)
+        rules::sections(&path, raw, written, faults);
+        let target = written.connections.iter().find(|(name, _)| Some(name) == raw.target.as_ref());
+        let kafka = matches!(target, Some((_, RawConnection::Kafka(_))));
+        let interval = if kafka { SYNC_INTERVAL_KAFKA } else { SYNC_INTERVAL_DEFAULT };
+        let mut task = task(name, &path, raw, &folder, faults)?;
+        task.settings.sync_interval = raw.sync_interval.map_or(interval, |span| span.0);
+        task.kafka = kafka.then(|| kafka::settings(&path, raw.kafka.as_ref(), faults));
+        Some(task)
     });
     let tasks: Vec<TaskSpec> = tasks.collect();
     rules::across(&tasks, faults);
@@ -260,10 +282,7 @@ fn postgres(
     warnings: &mut Vec<Fault>,
 ) -> Option<PostgresConnection> {
     rules::postgres(path, raw, faults);
-    rules::plain_secrets(path, raw, |path| {
-        let fault = Fault::new(SECRET_IN_FILE, path, "the secret stands in the file itself");
-        warnings.push(fault.cure("write { env = \"NAME\" } or { file = \"PATH\" } instead"));
-    });
+    rules::plain_secrets(path, raw, |path| warnings.push(plain_secret(path)));
     let address = match (&raw.url, &raw.user) {
         (Some(url), _) => Address::Url(secret(url, folder)),
         (None, Some(user)) => Address::Parts {
@@ -289,10 +308,20 @@ fn postgres(
     })
 }
 
+fn plain_secret(path: String) -> Fault {
+    let fault = Fault::new(SECRET_IN_FILE, path, "the secret stands in the file itself");
+    fault.cure("write { env = \"NAME\" } or { file = \"PATH\" } instead")
+}
+
+/// A path of the file, which is relative to it.
+pub(super) fn in_folder(folder: &Path, path: &str) -> String {
+    folder.join(path).to_string_lossy().into_owned()
+}
+
 /// A secret's file is relative to the task file, as every path in it.
-fn secret(source: &SecretSource, folder: &Path) -> SecretSource {
+pub(super) fn secret(source: &SecretSource, folder: &Path) -> SecretSource {
     match source {
-        SecretSource::File(path) => SecretSource::File(folder.join(path).to_string_lossy().into_owned()),
+        SecretSource::File(path) => SecretSource::File(in_folder(folder, path)),
         other => other.clone(),
     }
 }
@@ -336,6 +365,7 @@ fn task(name: &str, path: &str, raw: &RawTask, folder: &Path, faults: &mut Vec<F
         replication: replication(name, path, raw.replication.as_ref(), faults),
         spool_directory: spool.map_or_else(std::env::temp_dir, |spool| folder.join(spool)),
         spool_bytes_max: limits.and_then(|limits| limits.spool).map_or(SPOOL_DEFAULT, |bytes| bytes.0),
+        kafka: None,
         settings,
     })
 }
@@ -383,6 +413,7 @@ fn table_spec(
         primary_key: raw.primary_key.clone().unwrap_or_default(),
         snapshot_where: raw.snapshot_where.clone(),
         exclude_columns: raw.exclude_columns.clone().unwrap_or_default(),
+        topic: raw.topic.clone(),
         column_types: raw
             .columns
             .iter()
@@ -443,7 +474,7 @@ fn settings(path: &str, raw: &RawTask, selection: &Selection, faults: &mut Vec<F
             Some(RawSyncMode::SnapshotCdc) | None => SyncMode::SnapshotCdc,
         },
         workers: workers.unwrap_or(WORKERS_DEFAULT) as usize,
-        sync_interval: span(raw.sync_interval, SYNC_INTERVAL_DEFAULT),
+        sync_interval: SYNC_INTERVAL_DEFAULT,
         batch_rows_max: rows.map_or(usize::MAX, |rows| rows as usize),
         batch_bytes_max: batch as usize,
         buffer_bytes_max: memory as usize,

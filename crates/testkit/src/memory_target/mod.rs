@@ -207,7 +207,7 @@ fn apply(
 #[async_trait]
 impl Target for MemoryTarget {
     fn wants(&self) -> Wants {
-        Wants { changes: ChangeForm::LatestPerKey, loads_max: 8, slices: true }
+        Wants { changes: ChangeForm::LatestPerKey, loads_max: 8, slices: true, atomic: true }
     }
 
     fn snapshot_format(&self, _table: &Table, _column: &Column) -> CellFormat {

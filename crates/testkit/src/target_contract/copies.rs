@@ -8,8 +8,8 @@ use pgferry_model::{Class, TableState};
 use pgferry_pipeline::{CopyMark, IfTargetExists};
 
 use super::stage::{
-    Changes, NULL, Stage, at, chunk, load, mark, orders, people, plan, snapshot_rows, table, table_broken,
-    task,
+    Changes, NULL, Stage, at, chunk, load, mark, not_atomic, orders, people, plan, snapshot_rows, table,
+    table_broken, task,
 };
 use super::{Scene, Verdict};
 
@@ -86,6 +86,9 @@ pub(super) async fn a_chunk_loaded_again_is_drained_and_not_written(scene: &dyn 
 }
 
 pub(super) async fn rows_without_their_end_mark_are_not_committed(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let people = people();
     let stage = Stage::open(scene).await?;
     stage.copying(&people, &[&["1", "a", "b", "1"]]).await?;
@@ -112,6 +115,9 @@ pub(super) async fn rows_without_their_end_mark_are_not_committed(scene: &dyn Sc
 pub(super) async fn tables_loaded_together_are_whole_with_their_state_or_not_at_all(
     scene: &dyn Scene,
 ) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let (people, orders) = (people(), orders());
     let stage = Stage::open(scene).await?;
     let plans = [plan(&people, IfTargetExists::Error), plan(&orders, IfTargetExists::Error)];
@@ -159,6 +165,9 @@ pub(super) async fn tables_loaded_together_are_whole_with_their_state_or_not_at_
 
 /// A chunk's loader is lost at some moment between its first row and its answer.
 pub(super) async fn a_crash_leaves_a_chunk_whole_or_not_at_all(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let people = people();
     let mut stage = Stage::open(scene).await?;
     stage.copying(&people, &[]).await?;
@@ -246,6 +255,9 @@ pub(super) async fn a_copy_begun_again_drops_what_the_last_one_left(scene: &dyn 
 }
 
 pub(super) async fn a_misfit_in_a_chunk_is_its_tables_error(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((kind, value)) = scene.misfit() else {
         return Ok(Verdict::Untested("every value of every type fits".into()));
     };

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use pgferry_model::{Slice, Table, TableId, TableState, TypeKind};
 use pgferry_pipeline::{DeletePolicy, IfTargetExists, Receipt};
 
-use super::stage::{Changes, KEPT, NULL, Stage, at, mark, orders, people, plan, table, table_broken};
+use super::stage::{
+    Changes, KEPT, NULL, Stage, at, mark, not_atomic, orders, people, plan, table, table_broken,
+};
 use super::{Scene, Verdict};
 
 const ONE: &[&str] = &["1", "a", "one", "1"];
@@ -40,6 +42,9 @@ pub(super) async fn inserts_updates_and_deletes(scene: &dyn Scene) -> Result<Ver
 }
 
 pub(super) async fn rows_and_position_are_one_commit(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let (people, orders) = (people(), orders());
     let mut stage = Stage::live(scene, &[(&people, &[ONE]), (&orders, &[])]).await?;
     for number in 0..6u64 {
@@ -239,6 +244,9 @@ pub(super) async fn deletes_that_are_not_carried_leave_every_row(scene: &dyn Sce
 
 /// The end of a delivery that one table breaks: nothing of it stays, and without that table it goes through.
 pub(super) async fn a_misfit_sets_its_table_aside_and_no_other(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((kind, value)) = scene.misfit() else {
         return Ok(Verdict::Untested("every value of every type fits".into()));
     };

@@ -8,7 +8,7 @@ use pgferry_model::{Progress, Slice, SourceIdentity, TableState, TaskId, TypeKin
 use pgferry_pipeline::{IfTargetExists, Receipt, SchemaChange};
 
 use super::stage::{
-    Changes, Stage, at, chunk, delivery_refused, load, mark, orders, people, plan, refused, rows,
+    Changes, Stage, at, chunk, delivery_refused, load, mark, not_atomic, orders, people, plan, refused, rows,
     snapshot_rows, table, task,
 };
 use super::{Scene, Verdict};
@@ -72,6 +72,9 @@ pub(super) async fn looking_tells_what_is_held_and_takes_no_lease(scene: &dyn Sc
 }
 
 pub(super) async fn an_older_holder_writes_nothing(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let (people, orders) = (people(), orders());
     let stage = Stage::live(scene, &[(&people, &[&["1", "a", "b", "1"]])]).await?;
     let newer = scene.holder().await?;
@@ -109,6 +112,9 @@ pub(super) async fn an_older_holder_writes_nothing(scene: &dyn Scene) -> Result<
 }
 
 pub(super) async fn a_load_begun_before_the_takeover_is_refused(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let people = people();
     let stage = Stage::open(scene).await?;
     stage.copying(&people, &[]).await?;
@@ -139,6 +145,9 @@ pub(super) async fn a_load_begun_before_the_takeover_is_refused(scene: &dyn Scen
 pub(super) async fn a_delivery_under_way_at_the_takeover_is_whole_or_refused(
     scene: &dyn Scene,
 ) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let people = people();
     drop(Stage::live(scene, &[(&people, &[])]).await?);
     let mut rows_there = 0;
@@ -172,6 +181,9 @@ pub(super) async fn a_delivery_under_way_at_the_takeover_is_whole_or_refused(
 }
 
 pub(super) async fn slices_begun_before_the_takeover_are_refused(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let people = people();
     let stage = Stage::live(scene, &[(&people, &[])]).await?;
     if !stage.target.wants().slices {

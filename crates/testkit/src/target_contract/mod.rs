@@ -46,6 +46,14 @@ pub enum Scenery {
 /// A place that targets write to: a file, a database, a broker.
 #[async_trait]
 pub trait Scene: Send + Sync + 'static {
+    /// Why there is no such place on this machine; `None`: there is one. Its promises are then not tested, and that is printed.
+    fn unavailable() -> Result<Option<String>>
+    where
+        Self: Sized,
+    {
+        Ok(None)
+    }
+
     /// A fresh, empty place of its own; gone when it is dropped.
     async fn fresh() -> Result<Self>
     where
@@ -71,6 +79,11 @@ pub trait Scene: Send + Sync + 'static {
     async fn remove_table(&self, table: &Table) -> Result<Scenery> {
         let _ = table;
         Ok(Scenery::Impossible("its tables cannot be removed by others"))
+    }
+
+    /// Whether its tables have columns of their own, in which one of others can differ.
+    fn has_columns(&self) -> bool {
+        true
     }
 
     /// A type and the text of a value that it can have in the source and the target cannot hold. `None`: every value fits.
@@ -109,15 +122,23 @@ pub async fn test(name: &str, scene: &dyn Scene) -> Result<Verdict> {
 /// # Errors
 /// As [`test()`].
 pub fn run<S: Scene>(name: &str) -> Result<()> {
+    if let Some(reason) = S::unavailable()? {
+        return say(&format!("NOT RUN on {}: {name}: {reason}", std::any::type_name::<S>()));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let tested = runtime.block_on(async { test(name, &S::fresh().await?).await });
-    if let Verdict::Untested(reason) = tested? {
-        use std::io::Write;
-        let scene = std::any::type_name::<S>();
-        // Not with a macro: those the test runner shows of failed tests only.
-        writeln!(std::io::stderr().lock(), "UNTESTED on {scene}: {name}: {reason}")?;
+    match tested? {
+        Verdict::Untested(reason) => {
+            say(&format!("UNTESTED on {}: {name}: {reason}", std::any::type_name::<S>()))
+        }
+        Verdict::Kept => Ok(()),
     }
-    Ok(())
+}
+
+/// Not with a macro: what those print, the test runner shows of failed tests only.
+fn say(line: &str) -> Result<()> {
+    use std::io::Write;
+    Ok(writeln!(std::io::stderr().lock(), "{line}")?)
 }
 
 macro_rules! promises {

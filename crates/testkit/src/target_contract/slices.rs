@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use pgferry_model::{Slice, Table, TableState};
 use pgferry_pipeline::Receipt;
 
-use super::stage::{Changes, KEPT, Stage, at, orders, people, table_broken};
+use super::stage::{Changes, KEPT, Stage, at, not_atomic, orders, people, table_broken};
 use super::{Scene, Verdict};
 
 const ONE: &[&str] = &["1", "a", "one", "1"];
@@ -41,6 +41,9 @@ fn insert(people: &Arc<Table>, id: &str) -> Vec<Changes> {
 }
 
 pub(super) async fn slices_become_visible_together(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((stage, people, orders)) = sliced(scene).await? else { return untested() };
     let first = Changes::of(&people).insert(&["4", "d", "four", "4"]).update(&["1", "A", KEPT, "1"]);
     stage.part(vec![first]).await?;
@@ -71,6 +74,9 @@ pub(super) async fn an_empty_last_slice_commits_what_is_kept(scene: &dyn Scene) 
 }
 
 pub(super) async fn discard_drops_what_is_kept(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((stage, people, _)) = sliced(scene).await? else { return untested() };
     stage.target.discard().await?;
     stage.part(insert(&people, "3")).await?;
@@ -90,6 +96,9 @@ pub(super) async fn discard_drops_what_is_kept(scene: &dyn Scene) -> Result<Verd
 }
 
 pub(super) async fn a_whole_delivery_drops_what_is_kept(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((stage, people, _)) = sliced(scene).await? else { return untested() };
     stage.part(insert(&people, "3")).await?;
     stage.deliver(150, insert(&people, "6")).await?;
@@ -104,6 +113,9 @@ pub(super) async fn a_whole_delivery_drops_what_is_kept(scene: &dyn Scene) -> Re
 }
 
 pub(super) async fn kept_slices_die_with_their_holder(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((stage, people, _)) = sliced(scene).await? else { return untested() };
     stage.part(insert(&people, "3")).await?;
     let position = stage.progress().await?.position;
@@ -123,6 +135,9 @@ pub(super) async fn kept_slices_die_with_their_holder(scene: &dyn Scene) -> Resu
 pub(super) async fn a_last_slice_at_or_before_the_position_changes_nothing(
     scene: &dyn Scene,
 ) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((stage, people, _)) = sliced(scene).await? else { return untested() };
     stage.deliver(300, Vec::new()).await?;
     let stored = stage.progress().await?.position;
@@ -144,6 +159,9 @@ pub(super) async fn a_last_slice_at_or_before_the_position_changes_nothing(
 
 /// After an error in a slice the rest of its transaction is not written without its beginning.
 pub(super) async fn a_broken_slice_takes_its_whole_transaction_along(scene: &dyn Scene) -> Result<Verdict> {
+    if let Some(untested) = not_atomic(scene).await? {
+        return Ok(untested);
+    }
     let Some((stage, people, _)) = sliced(scene).await? else { return untested() };
     let Some((kind, value)) = scene.misfit() else {
         return Ok(Verdict::Untested("every value of every type fits".into()));

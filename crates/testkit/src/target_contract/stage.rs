@@ -14,7 +14,7 @@ use pgferry_pipeline::{
     TablePlan, Target, TextRow, compact, rows_between,
 };
 
-use super::Scene;
+use super::{Scene, Verdict};
 
 /// A cell that is SQL NULL.
 pub(super) const NULL: &str = "<null>";
@@ -163,6 +163,13 @@ impl Changes {
         self.start(Op::Truncate);
         self
     }
+}
+
+/// The verdict on a promise that a target gives only where rows and what is stored with them are one commit.
+pub(super) async fn not_atomic(scene: &dyn Scene) -> Result<Option<Verdict>> {
+    let atomic = scene.holder().await?.wants().atomic;
+    let reason = "its rows come before what is stored with them, and may come again";
+    Ok((!atomic).then(|| Verdict::Untested(reason.into())))
 }
 
 /// A handle that is open, on a scene.

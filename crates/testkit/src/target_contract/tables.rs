@@ -177,6 +177,9 @@ pub(super) async fn truncate_and_replace_take_the_table_over_empty(scene: &dyn S
 }
 
 pub(super) async fn a_table_of_others_with_other_columns_is_refused(scene: &dyn Scene) -> Result<Verdict> {
+    if !scene.has_columns() {
+        return Ok(Verdict::Untested("its tables have no columns of their own".into()));
+    }
     let people = people();
     let shorter = table("people", &[("id", TypeKind::Int4), ("name", TypeKind::Text)], &[0]);
     let stage = match beside_foreign(scene, &shorter).await? {

@@ -64,7 +64,7 @@ impl Deferring {
 #[async_trait]
 impl Target for Deferring {
     fn wants(&self) -> Wants {
-        Wants { changes: ChangeForm::EveryChange, loads_max: 1, slices: false }
+        Wants { changes: ChangeForm::EveryChange, loads_max: 1, slices: false, atomic: true }
     }
 
     fn snapshot_format(&self, table: &Table, column: &Column) -> CellFormat {

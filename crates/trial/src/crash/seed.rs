@@ -64,7 +64,7 @@ impl Seed {
             plan.workers,
             plan.sync_interval_ms,
             plan.memory_mib,
-            place.workload_entries(plan.major),
+            place.sections(plan.major),
         );
         let scene = Scene::between(&server, place, &more).await?;
         std::fs::create_dir(scene.folder().join("spool"))?;

@@ -1,15 +1,16 @@
-//! Dates and times from PostgreSQL's text and binary forms, in the proleptic Gregorian calendar, without a year's limit.
+//! Dates and times from PostgreSQL's text and binary forms and back to text, in the proleptic Gregorian calendar, without a year's limit.
 //!
 //! Text: `2024-02-29`, `0044-03-15 BC`, `12345-01-01 00:00:00.5+00`, `infinity` (PostgreSQL docs, "Date/Time Output", ISO; the session pins
 //! it, and UTC). Binary: days or microseconds since 2000-01-01; the extreme values are the infinities (`datatype/timestamp.h`).
 
-/// Days from 1970-01-01 to 2000-01-01.
-const EPOCH_DAYS: i64 = 10_957;
-const DAY_US: i64 = 86_400_000_000;
+/// Days from 1970-01-01 to 2000-01-01, PostgreSQL's own beginning.
+pub const EPOCH_DAYS: i64 = 10_957;
+/// Microseconds of a day.
+pub const DAY_US: i64 = 86_400_000_000;
 const EPOCH_US: i64 = EPOCH_DAYS * DAY_US;
 
 /// Days since 1970-01-01; `i32::MAX` and `-i32::MAX` are the infinities.
-pub(crate) fn date_from_text(text: &[u8]) -> Result<i32, &'static str> {
+pub fn date_from_text(text: &[u8]) -> Result<i32, &'static str> {
     match text {
         b"infinity" => Ok(i32::MAX),
         b"-infinity" => Ok(-i32::MAX),
@@ -24,7 +25,7 @@ pub(crate) fn date_from_text(text: &[u8]) -> Result<i32, &'static str> {
 }
 
 /// See [`date_from_text`].
-pub(crate) fn date_from_binary(bytes: &[u8]) -> Result<i32, &'static str> {
+pub fn date_from_binary(bytes: &[u8]) -> Result<i32, &'static str> {
     match bytes.try_into().map(i32::from_be_bytes) {
         Ok(i32::MAX) => Ok(i32::MAX),
         Ok(i32::MIN) => Ok(-i32::MAX),
@@ -38,7 +39,7 @@ fn finite_date(days: i64) -> Result<i32, &'static str> {
 }
 
 /// Microseconds since 1970-01-01 00:00 (UTC for a text with `+00`); `i64::MAX` and `-i64::MAX` are the infinities.
-pub(crate) fn timestamp_from_text(text: &[u8]) -> Result<i64, &'static str> {
+pub fn timestamp_from_text(text: &[u8]) -> Result<i64, &'static str> {
     match text {
         b"infinity" => return Ok(i64::MAX),
         b"-infinity" => return Ok(-i64::MAX),
@@ -56,7 +57,7 @@ pub(crate) fn timestamp_from_text(text: &[u8]) -> Result<i64, &'static str> {
 }
 
 /// See [`timestamp_from_text`].
-pub(crate) fn timestamp_from_binary(bytes: &[u8]) -> Result<i64, &'static str> {
+pub fn timestamp_from_binary(bytes: &[u8]) -> Result<i64, &'static str> {
     match bytes.try_into().map(i64::from_be_bytes) {
         Ok(i64::MAX) => Ok(i64::MAX),
         Ok(i64::MIN) => Ok(-i64::MAX),
@@ -70,7 +71,7 @@ fn finite_timestamp(us: i64) -> Result<i64, &'static str> {
 }
 
 /// Microseconds since midnight, up to and with 24:00:00.
-pub(crate) fn time_from_text(text: &[u8]) -> Result<i64, &'static str> {
+pub fn time_from_text(text: &[u8]) -> Result<i64, &'static str> {
     match time(text)? {
         (us, b"") if us <= DAY_US => Ok(us),
         _ => Err("is not a time"),
@@ -78,7 +79,7 @@ pub(crate) fn time_from_text(text: &[u8]) -> Result<i64, &'static str> {
 }
 
 /// See [`time_from_text`].
-pub(crate) fn time_from_binary(bytes: &[u8]) -> Result<i64, &'static str> {
+pub fn time_from_binary(bytes: &[u8]) -> Result<i64, &'static str> {
     let us = bytes.try_into().map(i64::from_be_bytes).map_err(|_| "is malformed")?;
     if (0..=DAY_US).contains(&us) { Ok(us) } else { Err("is malformed") }
 }
@@ -136,6 +137,58 @@ fn number(text: &[u8]) -> Result<(i64, &[u8]), &'static str> {
     Ok((value, &text[digits..]))
 }
 
+/// Year, month and day of days since 1970-01-01; year 0 is 1 BC.
+pub fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let cycle = shifted.div_euclid(146_097);
+    let day_of_cycle = shifted.rem_euclid(146_097);
+    let year_of_cycle =
+        (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
+    let day_of_year = day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (cycle * 400 + year_of_cycle + i64::from(month <= 2), month, day)
+}
+
+fn date_and_era(days: i64) -> (String, &'static str) {
+    let (year, month, day) = civil_from_days(days);
+    let (year, era) = if year <= 0 { (1 - year, " BC") } else { (year, "") };
+    (format!("{year:04}-{month:02}-{day:02}"), era)
+}
+
+/// The text of days as [`date_from_text`] gives them.
+pub fn date_text(days: i32) -> String {
+    match days {
+        i32::MAX => "infinity".to_owned(),
+        days if days == -i32::MAX => "-infinity".to_owned(),
+        days => {
+            let (date, era) = date_and_era(i64::from(days));
+            date + era
+        }
+    }
+}
+
+/// The text of microseconds since midnight.
+pub fn time_text(us: i64) -> String {
+    let (seconds, fraction) = (us / 1_000_000, us % 1_000_000);
+    let text = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if fraction == 0 { text } else { format!("{text}.{fraction:06}").trim_end_matches('0').to_owned() }
+}
+
+/// The text of microseconds as [`timestamp_from_text`] gives them; `zoned`: of a `timestamptz`, in UTC.
+pub fn timestamp_text(us: i64, zoned: bool) -> String {
+    match us {
+        i64::MAX => "infinity".to_owned(),
+        us if us == -i64::MAX => "-infinity".to_owned(),
+        us => {
+            let (date, era) = date_and_era(us.div_euclid(DAY_US));
+            let zone = if zoned { "+00" } else { "" };
+            format!("{date} {}{zone}{era}", time_text(us.rem_euclid(DAY_US)))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,5 +240,14 @@ mod tests {
             assert!(timestamp_from_text(text.as_bytes()).is_err(), "{text}");
         }
         assert!(time_from_text(b"1:2:3.1234567").is_err());
+    }
+
+    #[test]
+    fn dates_and_times_have_their_text() {
+        assert_eq!((date_text(0), date_text(11_016)), ("1970-01-01".into(), "2000-02-29".into()));
+        assert_eq!((date_text(-719_163), date_text(i32::MAX)), ("0001-12-31 BC".into(), "infinity".into()));
+        assert_eq!(timestamp_text(-500_000, true), "1969-12-31 23:59:59.5+00");
+        assert_eq!(timestamp_text(-719_163 * DAY_US, true), "0001-12-31 00:00:00+00 BC");
+        assert_eq!(time_text(DAY_US), "24:00:00");
     }
 }

@@ -1,4 +1,4 @@
-//! The elements of one-dimensional arrays, from text and binary forms, gathered flat.
+//! The elements of one-dimensional arrays, from text and binary forms, gathered flat; and back to text.
 //!
 //! Text: `{1,NULL,"a \"b\""}` (PostgreSQL docs, "Array Input and Output Syntax"). Binary: PostgreSQL source, `arrayfuncs.c`, `array_send`:
 //! dimensions(4) has-nulls(4) element type(4), per dimension length(4) lower bound(4), then length(4) and bytes per element.
@@ -14,7 +14,7 @@ enum Element {
 
 /// Elements of many arrays.
 #[derive(Default)]
-pub(crate) struct Elements {
+pub struct Elements {
     bytes: Vec<u8>,
     elements: Vec<Element>,
 }
@@ -23,11 +23,18 @@ const NOT_FLAT: &str = "is an array of more than one dimension";
 const MALFORMED: &str = "is malformed";
 
 impl Elements {
-    pub(crate) fn len(&self) -> usize {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
         self.elements.len()
     }
 
-    pub(crate) fn cells(&self) -> impl Iterator<Item = Cell<'_>> + Clone {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.elements.is_empty()
+    }
+
+    /// The elements, in order.
+    pub fn cells(&self) -> impl Iterator<Item = Cell<'_>> + Clone {
         self.elements.iter().map(|element| match *element {
             Element::Null => Cell::Null,
             Element::Text(start, end) => Cell::Text(&self.bytes[start..end]),
@@ -35,7 +42,8 @@ impl Elements {
         })
     }
 
-    pub(crate) fn take_text(&mut self, text: &[u8]) -> Result<(), &'static str> {
+    /// Takes the elements of an array's text.
+    pub fn take_text(&mut self, text: &[u8]) -> Result<(), &'static str> {
         let inner = match text {
             [b'{', inner @ .., b'}'] => inner,
             [b'[', ..] => return Err("is an array whose first index is not 1"),
@@ -92,7 +100,8 @@ impl Elements {
         Ok(at)
     }
 
-    pub(crate) fn take_binary(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
+    /// Takes the elements of an array's binary form.
+    pub fn take_binary(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         let word = |at: usize| -> Result<i32, &'static str> {
             let four: [u8; 4] =
                 bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).ok_or(MALFORMED)?;
@@ -122,6 +131,28 @@ impl Elements {
         }
         Ok(())
     }
+}
+
+/// The text of a one-dimensional array whose first index is 1, from its elements' texts (PostgreSQL docs, "Array Input and Output
+/// Syntax"): what has to be quoted is.
+pub fn array_text(elements: impl IntoIterator<Item = Option<String>>) -> String {
+    let part = |element: Option<String>| match element {
+        None => "NULL".to_owned(),
+        Some(text) => {
+            let special = |character: char| {
+                matches!(character, '{' | '}' | ',' | '"' | '\\')
+                    || character.is_ascii_whitespace()
+                    || character == '\x0b'
+            };
+            if text.is_empty() || text.eq_ignore_ascii_case("null") || text.contains(special) {
+                format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+            } else {
+                text
+            }
+        }
+    };
+    let parts: Vec<String> = elements.into_iter().map(part).collect();
+    format!("{{{}}}", parts.join(","))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Numbers from PostgreSQL's text and binary forms.
+//! Numbers from PostgreSQL's text and binary forms, and back to text.
 //!
 //! Binary numeric: PostgreSQL source, `numeric.c`, `numeric_send`: digits(2) weight(2) sign(2) display scale(2), then base-10000 digits.
 
@@ -8,7 +8,7 @@ const BASE: i128 = 10_000;
 const BASE_DIGITS: i32 = 4;
 
 /// A decimal's digits as an integer scaled by `10^scale`. `Err` says why it does not fit.
-pub(crate) fn decimal_from_text(text: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
+pub fn decimal_from_text(text: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
     let (negative, digits) = match text.split_first() {
         Some((b'-', rest)) => (true, rest),
         Some((b'+', rest)) => (false, rest),
@@ -68,7 +68,7 @@ const LIMITS: [u128; 39] = {
 };
 
 /// See [`decimal_from_text`].
-pub(crate) fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
+pub fn decimal_from_binary(bytes: &[u8], precision: u8, scale: i8) -> Result<i128, &'static str> {
     let word = |at: usize| bytes.get(at..at + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     let (Some(count), Some(weight), Some(sign)) = (word(0), word(2), word(4)) else {
         return Err("is malformed");
@@ -161,18 +161,64 @@ fn within(value: i128, precision: u8) -> Result<i128, &'static str> {
 }
 
 /// A whole number in text form.
-pub(crate) fn integer<T: lexical_core::FromLexical>(text: &[u8]) -> Result<T, &'static str> {
+pub fn integer<T: lexical_core::FromLexical>(text: &[u8]) -> Result<T, &'static str> {
     lexical_core::parse(text).map_err(|_| "is not a whole number in range")
 }
 
 /// A float in text form; every special form of PostgreSQL's.
-pub(crate) fn float<T: lexical_core::FromLexical + From<f32>>(text: &[u8]) -> Result<T, &'static str> {
+pub fn float<T: lexical_core::FromLexical + From<f32>>(text: &[u8]) -> Result<T, &'static str> {
     match text {
         b"NaN" => Ok(T::from(f32::NAN)),
         b"Infinity" => Ok(T::from(f32::INFINITY)),
         b"-Infinity" => Ok(T::from(f32::NEG_INFINITY)),
         _ => lexical_core::parse(text).map_err(|_| "is not a number"),
     }
+}
+
+/// The text of a `real`.
+pub fn float4_text(value: f32) -> String {
+    float_text(f64::from(value), &format!("{value:e}"), 6)
+}
+
+/// The text of a `double precision`.
+pub fn float8_text(value: f64) -> String {
+    float_text(value, &format!("{value:e}"), 15)
+}
+
+/// PostgreSQL source, `d2s.c`: shortest digits; an exponent of two digits at least, where the value is below 1e-4
+/// or has `whole_digits` digits or more before the point. As PostgreSQL 12 and later write them.
+fn float_text(value: f64, scientific: &str, whole_digits: i32) -> String {
+    if value.is_nan() {
+        return "NaN".to_owned();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    }
+    let Some((mantissa, exponent)) = scientific.split_once('e') else { return scientific.to_owned() };
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let (sign, digits) = mantissa.strip_prefix('-').map_or(("", mantissa), |rest| ("-", rest));
+    if !(-4..whole_digits).contains(&exponent) {
+        let exponent_sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{sign}{digits}e{exponent_sign}{:02}", exponent.abs());
+    }
+    let plain: String = digits.chars().filter(|&character| character != '.').collect();
+    if exponent < 0 {
+        return format!("{sign}0.{}{plain}", "0".repeat((-exponent - 1) as usize));
+    }
+    let whole = exponent as usize + 1;
+    if plain.len() <= whole {
+        return format!("{sign}{plain}{}", "0".repeat(whole - plain.len()));
+    }
+    format!("{sign}{}.{}", &plain[..whole], &plain[whole..])
+}
+
+/// The text of an integer scaled by `10^scale`.
+pub fn decimal_text(value: i128, scale: i8) -> String {
+    let scale = scale.max(0) as usize;
+    let digits = format!("{:0>width$}", value.unsigned_abs(), width = scale + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - scale);
+    let sign = if value < 0 { "-" } else { "" };
+    if scale == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
 }
 
 #[cfg(test)]
@@ -245,5 +291,33 @@ mod tests {
         assert_eq!(float::<f64>(b"-0").map(f64::to_bits), Ok((-0.0f64).to_bits()));
         assert_eq!(float::<f64>(b"1e-07"), Ok(1e-7));
         assert!(float::<f64>(b"x").is_err() && integer::<i16>(b"40000").is_err());
+    }
+
+    #[test]
+    fn floats_are_written_as_postgresql_writes_them() {
+        for (value, text) in [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.0, "1"),
+            (0.1, "0.1"),
+            (123456.75, "123456.75"),
+            (1e15, "1e+15"),
+            (999999999999999.0, "999999999999999"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.5e300, "1.5e+300"),
+            (-2.5e-7, "-2.5e-07"),
+            (f64::MAX, "1.7976931348623157e+308"),
+        ] {
+            assert_eq!(float8_text(value), text);
+        }
+        assert_eq!(
+            (float4_text(1e6), float4_text(123456.0), float4_text(0.1)),
+            ("1e+06".into(), "123456".into(), "0.1".into())
+        );
+        assert_eq!(
+            (decimal_text(-5, 2), decimal_text(1200, 0), decimal_text(0, 3)),
+            ("-0.05".into(), "1200".into(), "0.000".into())
+        );
     }
 }

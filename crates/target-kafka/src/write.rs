@@ -1,0 +1,344 @@
+//! Rows leave here: producers, their transactions, and which partition a record goes to.
+//!
+//! ```text
+//!   begin ──> send* ──> settle (every record acknowledged) ──> commit
+//!                └───────────────┴── an error ──> abort; what cannot be aborted is closed, and made anew by the next `open`
+//! ```
+//!
+//! Invariants: a commit is tried only after every record of it is acknowledged; a producer that has failed for good writes nothing
+//! any more.
+
+use std::time::{Duration, Instant};
+
+use pgferry_model::{Error, Result, TableName};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+use crate::broker::{ANSWER_WITHIN, Cluster, Told};
+use crate::config::PartitionPolicy;
+use crate::encode::{Record, Records};
+use crate::error::{by_code, code_of, fenced, is_fenced, record_refused, refused, transaction_timeout};
+
+/// The wait for room in a producer's queue, and for the last acknowledgements.
+const POLL: Duration = Duration::from_millis(1);
+/// So many records are sent between two looks at what was not delivered.
+const LOOK_EVERY: u32 = 4_096;
+
+/// One producer, with its transaction.
+pub(crate) struct Producer {
+    inner: BaseProducer<Told>,
+    told: Told,
+    transactional: bool,
+    begun: Option<Instant>,
+    timeout: Duration,
+    sent: u32,
+    dead: bool,
+}
+
+/// Where one table's records go.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) table: TableName,
+    pub(crate) topic: String,
+    pub(crate) partitions: i32,
+    pub(crate) policy: PartitionPolicy,
+    /// By the policy [`PartitionPolicy::TableHash`].
+    table_partition: i32,
+}
+
+impl Route {
+    pub(crate) fn new(
+        table: &TableName,
+        database: &str,
+        topic: &str,
+        partitions: i32,
+        policy: PartitionPolicy,
+    ) -> Route {
+        let name = format!("{database}.{}.{}", table.schema, table.name);
+        let table_partition = partition_of(name.as_bytes(), partitions);
+        Route { table: table.clone(), topic: topic.to_owned(), partitions, policy, table_partition }
+    }
+
+    fn partition(&self, key: Option<&[u8]>) -> i32 {
+        match (self.policy, key) {
+            (PartitionPolicy::First, _) | (PartitionPolicy::KeyHash, None) => 0,
+            (PartitionPolicy::TableHash, _) => self.table_partition,
+            (PartitionPolicy::KeyHash, Some(key)) => partition_of(key, self.partitions),
+        }
+    }
+}
+
+/// As Java clients choose it (Apache Kafka source, `BuiltInPartitioner.partitionForKey`).
+pub(crate) fn partition_of(bytes: &[u8], partitions: i32) -> i32 {
+    (murmur2(bytes) & 0x7fff_ffff) as i32 % partitions.max(1)
+}
+
+/// The hash of Kafka's Java clients: MurmurHash2, 32 bits, with their seed.
+fn murmur2(bytes: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    const SEED: u32 = 0x9747_b28c;
+    let mut hash = SEED ^ bytes.len() as u32;
+    let (words, rest) = bytes.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    if !rest.is_empty() {
+        for (at, &byte) in rest.iter().enumerate() {
+            hash ^= u32::from(byte) << (8 * at);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
+impl Producer {
+    /// A producer; with an id, the older holders of the id are refused from now on, and what they left open is aborted.
+    pub(crate) fn new(cluster: &Cluster, transactional_id: Option<&str>) -> Result<Producer> {
+        let (inner, told) = cluster.producer(transactional_id)?;
+        let timeout = Duration::from_millis(cluster.transaction_timeout_ms());
+        let producer = Producer {
+            inner,
+            told,
+            transactional: transactional_id.is_some(),
+            begun: None,
+            timeout,
+            sent: 0,
+            dead: false,
+        };
+        if transactional_id.is_some() {
+            // Connected first: asked without a connection, the client waits half a second before it tries again.
+            let state_topic = cluster.state_topic();
+            let _metadata = producer.inner.client().fetch_metadata(Some(state_topic), ANSWER_WITHIN);
+            producer
+                .retried(|inner| inner.init_transactions(ANSWER_WITHIN))
+                .map_err(|failure| producer.failed("taking over the task's transactions", failure))?;
+        }
+        Ok(producer)
+    }
+
+    /// Whether it has failed for good.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// Begins a transaction, where it has them.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        if self.dead {
+            let fatal = self.inner.client().fatal_error().map(|(code, _)| code);
+            return Err(by_code("writing to the cluster", fatal.unwrap_or(RDKafkaErrorCode::State)));
+        }
+        let _old = self.told.take_undelivered();
+        if self.transactional {
+            self.inner
+                .begin_transaction()
+                .map_err(|failure| self.failed("beginning a transaction", failure))?;
+        }
+        self.begun = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Hands a record over; waits while the queue is full. `number` comes back with an error of its delivery.
+    pub(crate) fn send(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        record: &Record<'_>,
+        number: usize,
+    ) -> std::result::Result<(), KafkaError> {
+        let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, number).partition(partition);
+        if let Some(key) = record.key {
+            message = message.key(key);
+        }
+        if let Some(value) = record.value {
+            message = message.payload(value);
+        }
+        if !record.headers.is_empty() {
+            let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+            for (key, value) in record.headers {
+                headers = headers.insert(Header { key, value: Some(value) });
+            }
+            message = message.headers(headers);
+        }
+        self.sent = self.sent.wrapping_add(1);
+        if self.sent.is_multiple_of(LOOK_EVERY) {
+            self.inner.poll(Duration::ZERO);
+        }
+        loop {
+            match self.inner.send(message) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    message = back;
+                    self.inner.poll(POLL);
+                }
+                Err((failure, _)) => return Err(failure),
+            }
+        }
+    }
+
+    /// Waits until every record is acknowledged. `routes`: of the numbers that records were sent with.
+    pub(crate) fn settle(&mut self, routes: &[Route]) -> Result<()> {
+        // Once without a wait: what lingers goes out now.
+        let _more = self.inner.flush(Duration::ZERO);
+        while self.inner.in_flight_count() > 0 {
+            self.inner.poll(POLL);
+        }
+        match self.told.take_undelivered() {
+            None => Ok(()),
+            Some((number, code)) => Err(self.undelivered(routes.get(number), code)),
+        }
+    }
+
+    fn undelivered(&self, route: Option<&Route>, code: RDKafkaErrorCode) -> Error {
+        match (code, route) {
+            _ if self.timed_out(code) => transaction_timeout(self.timeout.as_secs()),
+            // What failed first is told by the client; its records only say that they went with it.
+            (RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight, _) => {
+                match self.inner.client().fatal_error() {
+                    Some((code, _)) if is_fenced(code) => fenced(),
+                    Some((code, _)) => by_code("writing to the cluster", code),
+                    None => by_code("writing to the cluster", RDKafkaErrorCode::MessageTimedOut),
+                }
+            }
+            (code, Some(route)) => record_refused(&route.table, &route.topic, code),
+            (code, None) => by_code("storing the task's progress", code),
+        }
+    }
+
+    /// The brokers end a transaction that is open for too long by raising the epoch of its id, as a takeover does.
+    fn timed_out(&self, code: RDKafkaErrorCode) -> bool {
+        let expired = is_fenced(code)
+            || matches!(code, RDKafkaErrorCode::InvalidTransactionalState | RDKafkaErrorCode::Fatal);
+        expired && self.begun.is_some_and(|begun| begun.elapsed() >= self.timeout)
+    }
+
+    /// Commits the transaction, where it has them. All records are acknowledged.
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        if self.transactional {
+            let committed = self.retried(|inner| inner.commit_transaction(ANSWER_WITHIN));
+            if let Err(failure) = committed {
+                let code = code_of(&failure).unwrap_or(RDKafkaErrorCode::Unknown);
+                let abort = matches!(&failure, KafkaError::Transaction(error) if error.txn_requires_abort());
+                let told = if self.timed_out(code) {
+                    transaction_timeout(self.timeout.as_secs())
+                } else {
+                    self.failed("committing a transaction", failure)
+                };
+                // Whether it was committed is not known, unless the brokers ask for its abortion.
+                self.dead |= !abort;
+                self.abort();
+                return Err(told);
+            }
+        }
+        self.begun = None;
+        Ok(())
+    }
+
+    /// Drops what was sent since `begin`. Without transactions what is on its way may still arrive.
+    pub(crate) fn abort(&mut self) {
+        if self.begun.take().is_none() || self.dead {
+            return;
+        }
+        // Everything is answered first: the client's own abortion would wait for reports that nobody takes, and dropping records leaves
+        // a gap in their numbers, which the brokers take for a loss.
+        while self.inner.in_flight_count() > 0 {
+            self.inner.poll(POLL);
+        }
+        if self.transactional {
+            let aborted = self.retried(|inner| inner.abort_transaction(ANSWER_WITHIN));
+            if let Err(failure) = aborted {
+                tracing::debug!(%failure, "a transaction could not be aborted; its id is taken over anew");
+                self.dead = true;
+            }
+        } else {
+            self.dead |= self.inner.client().fatal_error().is_some();
+        }
+        let _dropped = self.told.take_undelivered();
+    }
+
+    fn retried(
+        &self,
+        mut call: impl FnMut(&BaseProducer<Told>) -> std::result::Result<(), KafkaError>,
+    ) -> std::result::Result<(), KafkaError> {
+        let deadline = Instant::now() + 2 * ANSWER_WITHIN;
+        loop {
+            match call(&self.inner) {
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {
+                    self.inner.poll(Duration::from_millis(10));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    pub(crate) fn failed(&self, doing: &str, failure: KafkaError) -> Error {
+        let code = code_of(&failure);
+        if code == Some(RDKafkaErrorCode::Fatal)
+            && let Some((code, _)) = self.inner.client().fatal_error()
+        {
+            return by_code(doing, code);
+        }
+        refused(doing, failure, self.told.connection())
+    }
+}
+
+/// Sends one table's records.
+pub(crate) struct Sender<'a> {
+    pub(crate) producer: &'a mut Producer,
+    pub(crate) routes: &'a [Route],
+    /// Which of `routes`.
+    pub(crate) number: usize,
+}
+
+impl Records for Sender<'_> {
+    fn put(&mut self, record: &Record<'_>) -> Result<()> {
+        let Some(route) = self.routes.get(self.number) else { return Ok(()) };
+        let partitions = if record.everywhere {
+            0..route.partitions
+        } else {
+            let partition = route.partition(record.key);
+            partition..partition + 1
+        };
+        for partition in partitions {
+            self.producer.send(&route.topic, partition, record, self.number).map_err(
+                |failure| match code_of(&failure) {
+                    Some(code @ (RDKafkaErrorCode::Fatal | RDKafkaErrorCode::State)) => {
+                        self.producer.undelivered(Some(route), code)
+                    }
+                    Some(code) => record_refused(&route.table, &route.topic, code),
+                    None => self.producer.failed("writing to the cluster", failure),
+                },
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The texts and hashes of Apache Kafka's own test of it.
+    #[test]
+    fn the_hash_is_that_of_java_clients() {
+        for (text, hash) in [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ] {
+            assert_eq!(murmur2(text.as_bytes()) as i32, hash, "{text}");
+        }
+        assert_eq!(partition_of(b"foobar", 3), ((-790_332_482i32) & 0x7fff_ffff) % 3);
+    }
+}

@@ -1,0 +1,5 @@
+//! The Kafka target on a real broker. Where none is installed, each test says that it did not run, and why.
+
+mod contract;
+mod documents;
+mod making;
