@@ -1,6 +1,7 @@
 //! The way to the brokers: clients with pgferry's settings below the user's, and what they say of their connections.
 //!
-//! Limit: requests to the cluster wait 30 s at most; what takes longer is an error of class `Transient`, which the engine retries.
+//! Limit: a connection waits 10 s at most, a request to the cluster 30 s; what takes longer is an error of class `Transient`, which the
+//! engine retries.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseProducer, ProducerContext};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
@@ -23,6 +24,8 @@ use crate::error::{PROPERTY, by_code, code_of, is_transient, refused, topic_gone
 
 /// The longest wait for an answer of the cluster.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// The longest wait for a connection and the first answer.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long librdkafka tries to deliver one record.
 const DELIVER_WITHIN_MS: &str = "60000";
 /// How long a transaction may be open; the brokers' own limit by default (`transaction.max.timeout.ms`).
@@ -30,6 +33,9 @@ const TRANSACTION_WITHIN_MS: &str = "900000";
 /// Records that wait in one producer, in kB and in number: the engine's own batches bound the rest.
 const QUEUE_KBYTES: &str = "16384";
 const QUEUE_RECORDS: &str = "500000";
+
+/// Events that are taken to learn why something failed; one call takes one.
+const EVENTS_TAKEN: u32 = 64;
 
 /// Properties that delivery rests on; a user cannot change them.
 const RESERVED: &[&str] = &[
@@ -65,6 +71,11 @@ impl Told {
 impl ClientContext for Told {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", facility, "{message}");
+        // Not every client takes error events; all of them log why a connection failed, after the thread's and the broker's name.
+        if facility == "FAIL" {
+            let reason = message.rsplit_once("]: ").map_or(message, |(_, reason)| reason);
+            *self.connection.lock() = Some(reason.to_owned());
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -94,8 +105,10 @@ impl ProducerContext for Told {
 pub(crate) struct Cluster {
     config: Arc<KafkaConfig>,
     admin: Arc<AdminClient<Told>>,
+    /// For topics, and offsets of what is committed. A producer, as those hand their events over where they are asked for.
+    asking: Arc<BaseProducer<Told>>,
     /// For offsets of what is not committed, too.
-    everything: Arc<AdminClient<Told>>,
+    everything: Arc<BaseProducer<Told>>,
     /// A consumer that reads nothing now.
     kept: Arc<Mutex<Option<BaseConsumer<Told>>>>,
     told: Told,
@@ -119,20 +132,24 @@ impl Cluster {
             }
         }
         let told = Told::default();
-        let client = |config: &ClientConfig| -> Result<Arc<AdminClient<Told>>> {
-            let made: std::result::Result<AdminClient<Told>, _> = config.create_with_context(told.clone());
-            made.map(Arc::new).map_err(|failure| refused("connecting to the cluster", failure, None))
+        let failed = |failure| refused("connecting to the cluster", failure, None);
+        let client = |config: &ClientConfig| -> Result<Arc<BaseProducer<Told>>> {
+            config.create_with_context(told.clone()).map(Arc::new).map_err(failed)
         };
-        let admin = client(&base(&config))?;
+        let asking = client(&base(&config))?;
         let everything = client(base(&config).set("isolation.level", "read_uncommitted"))?;
-        Ok(Cluster { config, admin, everything, kept: Arc::default(), told })
+        let admin = base(&config).create_with_context(told.clone()).map(Arc::new).map_err(failed)?;
+        Ok(Cluster { config, admin, asking, everything, kept: Arc::default(), told })
     }
 
     fn client(&self) -> &Client<Told> {
-        self.admin.inner()
+        self.asking.client()
     }
 
     fn failed(&self, doing: &str, failure: KafkaError) -> pgferry_model::Error {
+        for _ in 0..EVENTS_TAKEN {
+            self.asking.poll(Duration::ZERO);
+        }
         refused(doing, failure, self.told.connection())
     }
 
@@ -140,7 +157,7 @@ impl Cluster {
     pub(crate) fn topics(&self) -> Result<HashMap<String, i32>> {
         let metadata = self
             .client()
-            .fetch_metadata(None, ANSWER_WITHIN)
+            .fetch_metadata(None, CONNECT_WITHIN)
             .map_err(|failure| self.failed("asking for the cluster's topics", failure))?;
         let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(there.map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32)).collect())
@@ -161,7 +178,7 @@ impl Cluster {
     pub(crate) fn brokers(&self) -> Result<Vec<String>> {
         let metadata = self
             .client()
-            .fetch_metadata(None, ANSWER_WITHIN)
+            .fetch_metadata(None, CONNECT_WITHIN)
             .map_err(|failure| self.failed("asking for the cluster's brokers", failure))?;
         Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", broker.host(), broker.port())).collect())
     }
@@ -171,7 +188,7 @@ impl Cluster {
         // A client reads what is committed, unless it is told otherwise.
         let client = match isolation {
             Isolation::Committed => self.client(),
-            Isolation::Everything => self.everything.inner(),
+            Isolation::Everything => self.everything.client(),
         };
         let deadline = Instant::now() + ANSWER_WITHIN;
         loop {
@@ -273,7 +290,7 @@ impl Cluster {
         if transactional_id.is_some() {
             config.set("transaction.timeout.ms", TRANSACTION_WITHIN_MS);
         }
-        config.extend(base(&self.config).config_map().into_iter().map(owned));
+        set_all(&mut config, &self.config);
         config.set("enable.idempotence", "true").set("delivery.report.only.error", "true");
         match transactional_id {
             Some(id) => config.set("transactional.id", id),
@@ -423,18 +440,19 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN))
 }
 
-fn owned((key, value): (&str, &str)) -> (String, String) {
-    (key.to_owned(), value.to_owned())
-}
-
 /// What every client has: the user's properties win.
 fn base(config: &KafkaConfig) -> ClientConfig {
     let mut base = ClientConfig::new();
-    base.set("client.id", "pgferry").set("socket.keepalive.enable", "true");
-    for (key, value) in &config.properties {
-        base.set(key, value);
-    }
+    set_all(&mut base, config);
     base
+}
+
+/// What the user sets is set last. (librdkafka's wrapper shows its own map without secrets: it is no way to copy settings.)
+fn set_all(client: &mut ClientConfig, config: &KafkaConfig) {
+    client.set("client.id", "pgferry").set("socket.keepalive.enable", "true");
+    for (key, value) in &config.properties {
+        client.set(key, value);
+    }
 }
 
 fn reserved(key: &str) -> pgferry_model::Error {

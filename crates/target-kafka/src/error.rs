@@ -41,6 +41,15 @@ pub(crate) fn is_fenced(code: RDKafkaErrorCode) -> bool {
 /// An error of librdkafka while doing something; `told` is the client's last word on its connections, where there is one.
 pub(crate) fn refused(doing: &str, failure: KafkaError, told: Option<String>) -> Error {
     let code = code_of(&failure);
+    // What was asked for only timed out; why the connection failed is in the client's words.
+    let not_let_in =
+        |told: &String| told.contains("SASL authentication error") || told.contains("SSL handshake failed");
+    let code = match code {
+        Some(code) if is_transient(code) && told.as_ref().is_some_and(not_let_in) => {
+            Some(RDKafkaErrorCode::Authentication)
+        }
+        other => other,
+    };
     let error = match code {
         Some(code) => by_code(doing, code),
         None => match &failure {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::run_folder;
-use crate::server::cache;
+use crate::server::{Certificates, cache};
 
 /// The versions that tests run on, newest first.
 pub const VERSIONS: [&str; 2] = ["4.1.0", "3.9.1"];
@@ -30,6 +30,11 @@ const START_WITHIN: Duration = Duration::from_secs(90);
 const STARTED: &str = "Kafka Server started";
 /// How often another port is tried.
 const PORTS_TRIED: u32 = 5;
+
+/// Who may use the listener that wants to know.
+pub const USER: &str = "ferry";
+/// Their password.
+pub const PASSWORD: &str = "it's \\a secret";
 
 /// Why there is no broker.
 #[derive(Clone, Debug)]
@@ -43,6 +48,9 @@ pub struct Broker(Arc<Parts>);
 struct Parts {
     version: &'static str,
     port: u16,
+    /// Encrypted, for [`USER`] with [`PASSWORD`].
+    secured_port: u16,
+    certificates: Certificates,
     folder: PathBuf,
     jars: PathBuf,
     child: Mutex<Option<Child>>,
@@ -84,14 +92,21 @@ impl Broker {
             Err(missing) => return Ok(Err(missing)),
         };
         let folder = run_folder::new_folder("kafka")?;
+        let files = folder.join("tls");
+        fs::create_dir(&files)?;
+        let certificates = Certificates::make(&files)?;
+        let (key, certificate) =
+            (fs::read_to_string(files.join("server.key"))?, fs::read_to_string(files.join("server.crt"))?);
+        fs::write(folder.join("server.pem"), key + &certificate)?;
         for attempt in 1.. {
-            let (port, controller) = (free_port()?, free_port()?);
-            configure(&folder, port, controller)?;
+            let [port, controller, secured_port] = [free_port()?, free_port()?, free_port()?];
+            configure(&folder, port, controller, secured_port)?;
             format_storage(&jars, &folder)?;
             match run(&jars, &folder, port) {
                 Ok(child) => {
                     let child = Mutex::new(Some(child));
-                    return Ok(Ok(Broker(Arc::new(Parts { version, port, folder, jars, child }))));
+                    let parts = Parts { version, port, secured_port, certificates, folder, jars, child };
+                    return Ok(Ok(Broker(Arc::new(parts))));
                 }
                 Err(_) if attempt < PORTS_TRIED && log_of(&folder).contains("Address already in use") => {
                     let _emptied = fs::remove_dir_all(folder.join("data"));
@@ -110,6 +125,16 @@ impl Broker {
     /// What clients connect to.
     pub fn bootstrap_servers(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
+    }
+
+    /// What clients connect to over TLS, with user and password.
+    pub fn secured_servers(&self) -> String {
+        format!("127.0.0.1:{}", self.0.secured_port)
+    }
+
+    /// The certificate (PEM) of who vouches for it.
+    pub fn authority(&self) -> PathBuf {
+        self.0.certificates.authority()
     }
 
     /// The folder of its own jars, for programs that come with it.
@@ -166,13 +191,30 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-fn configure(folder: &Path, port: u16, controller: u16) -> Result<()> {
+fn configure(folder: &Path, port: u16, controller: u16, secured: u16) -> Result<()> {
+    let secret = PASSWORD.replace('\\', "\\\\");
+    let login =
+        format!("org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{secret}\";");
     let settings = [
         ("process.roles", "broker,controller".to_owned()),
         ("node.id", "1".to_owned()),
         ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
-        ("listeners", format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
-        ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}")),
+        (
+            "listeners",
+            format!(
+                "PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},SASL_SSL://127.0.0.1:{secured}"
+            ),
+        ),
+        ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secured}")),
+        (
+            "listener.security.protocol.map",
+            "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL".to_owned(),
+        ),
+        ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
+        // The file's format takes one pair of backslashes, the login's own the other.
+        ("listener.name.sasl_ssl.plain.sasl.jaas.config", login.replace('\\', "\\\\")),
+        ("ssl.keystore.type", "PEM".to_owned()),
+        ("ssl.keystore.location", folder.join("server.pem").display().to_string()),
         ("controller.listener.names", "CONTROLLER".to_owned()),
         ("log.dirs", folder.join("data").display().to_string()),
         ("offsets.topic.replication.factor", "1".to_owned()),

@@ -3,3 +3,4 @@
 mod contract;
 mod documents;
 mod making;
+mod secured;

@@ -20,6 +20,15 @@ pub struct Certificates {
 
 impl Certificates {
     pub(crate) fn write(installation: &Installation, data: &Path) -> Result<Self> {
+        let made = Self::make(data)?;
+        for name in ["ca.crt", "server.crt", "server.key"] {
+            installation.give(&data.join(name))?;
+        }
+        Ok(made)
+    }
+
+    /// Makes `ca.crt`, `server.crt` and `server.key` in a server's folder, and a folder for its clients beside it.
+    pub(crate) fn make(data: &Path) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.distinguished_name.push(DnType::CommonName, "pgferry test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -31,9 +40,6 @@ impl Certificates {
         fs::write(data.join("server.crt"), server.signed_by(&server_key, &authority)?.pem())?;
         let key_path = data.join("server.key");
         write_key(&key_path, &server_key)?;
-        for name in ["ca.crt", "server.crt", "server.key"] {
-            installation.give(&data.join(name))?;
-        }
         let folder = data.parent().unwrap_or(data).join("certificates");
         fs::create_dir(&folder)?;
         fs::copy(data.join("ca.crt"), folder.join("ca.crt"))?;
