@@ -55,7 +55,7 @@ pub(crate) fn refused(doing: &str, failure: KafkaError, told: Option<String>) ->
         None => match &failure {
             KafkaError::ClientConfig(_, problem, key, _) => property(key, problem),
             KafkaError::ClientCreation(problem) => property("", problem),
-            _ => other(doing),
+            _ => other(doing, None),
         },
     };
     let error = match told.filter(|_| matches!(error.code(), UNREACHABLE | AUTHENTICATION)) {
@@ -110,7 +110,7 @@ pub(crate) fn by_code(doing: &str, code: RDKafkaErrorCode) -> Error {
             .with_cure(Cure::advice(
                 "check bootstrap_servers, and that the brokers' advertised listeners can be reached from here",
             )),
-        _ => other(doing),
+        code => other(doing, Some(code)),
     }
 }
 
@@ -143,6 +143,9 @@ pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
             | Is::PurgeInflight
             | Is::State
             | Is::UnknownProducerId
+            | Is::InvalidTransactionalState
+            | Is::InvalidProducerIdMapping
+            | Is::BrokerDestroy
             | Is::Retry
     )
 }
@@ -165,8 +168,9 @@ fn property(key: &str, problem: &str) -> Error {
     )
 }
 
-fn other(doing: &str) -> Error {
-    Error::task_broken(REFUSED, format!("{doing}: the cluster refused it"))
+fn other(doing: &str, code: Option<RDKafkaErrorCode>) -> Error {
+    let why = code.map_or_else(String::new, |code| format!(" ({code})"));
+    Error::task_broken(REFUSED, format!("{doing}: the cluster refused it{why}"))
         .with_cure(Cure::advice("see the cause; where it does not help, report it with the log"))
 }
 

@@ -18,7 +18,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use crate::broker::{ANSWER_WITHIN, Cluster, Told};
 use crate::config::PartitionPolicy;
 use crate::encode::{Record, Records};
-use crate::error::{by_code, code_of, fenced, is_fenced, record_refused, refused, transaction_timeout};
+use crate::error::{by_code, code_of, is_fenced, record_refused, refused, topic_gone, transaction_timeout};
 
 /// The wait for room in a producer's queue, and for the last acknowledgements.
 const POLL: Duration = Duration::from_millis(1);
@@ -193,24 +193,46 @@ impl Producer {
         }
         match self.told.take_undelivered() {
             None => Ok(()),
-            Some((number, code)) => Err(self.undelivered(routes.get(number), code)),
+            Some((number, code)) => Err(self.undelivered(routes, number, code)),
         }
     }
 
-    fn undelivered(&self, route: Option<&Route>, code: RDKafkaErrorCode) -> Error {
-        match (code, route) {
-            _ if self.timed_out(code) => transaction_timeout(self.timeout.as_secs()),
-            // What failed first is told by the client; its records only say that they went with it.
-            (RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight, _) => {
-                match self.inner.client().fatal_error() {
-                    Some((code, _)) if is_fenced(code) => fenced(),
-                    Some((code, _)) => by_code("writing to the cluster", code),
-                    None => by_code("writing to the cluster", RDKafkaErrorCode::MessageTimedOut),
-                }
-            }
-            (code, Some(route)) => record_refused(&route.table, &route.topic, code),
-            (code, None) => by_code("storing the task's progress", code),
+    /// What the first record that was not delivered means. `number`: which of `routes` it was sent on.
+    fn undelivered(&self, routes: &[Route], number: usize, code: RDKafkaErrorCode) -> Error {
+        use RDKafkaErrorCode as Is;
+        if self.timed_out(code) {
+            return transaction_timeout(self.timeout.as_secs());
         }
+        if let Some((code, _)) = self.inner.client().fatal_error() {
+            return by_code("writing to the cluster", code);
+        }
+        // Records of a transaction that has failed only say that they went with it; a topic that is gone is the one cause of that which
+        // belongs to a table.
+        let vague = matches!(
+            code,
+            Is::Fatal
+                | Is::PurgeQueue
+                | Is::PurgeInflight
+                | Is::State
+                | Is::UnknownTopicId
+                | Is::BrokerDestroy
+                | Is::InvalidTransactionalState
+        );
+        match routes.get(number) {
+            _ if vague => match self.missing(routes) {
+                Some(route) => topic_gone(&route.table, &route.topic),
+                None => by_code("writing to the cluster", Is::MessageTimedOut),
+            },
+            Some(route) => record_refused(&route.table, &route.topic, code),
+            None => by_code("storing the task's progress", code),
+        }
+    }
+
+    /// The first topic that is not there any more. Asked for all: asking for one may make it.
+    fn missing<'r>(&self, routes: &'r [Route]) -> Option<&'r Route> {
+        let metadata = self.inner.client().fetch_metadata(None, ANSWER_WITHIN).ok()?;
+        let there = |route: &&Route| metadata.topics().iter().any(|topic| topic.name() == route.topic);
+        routes.iter().find(|route| !there(route))
     }
 
     /// The brokers end a transaction that is open for too long by raising the epoch of its id, as a takeover does.
@@ -311,7 +333,7 @@ impl Records for Sender<'_> {
             self.producer.send(&route.topic, partition, record, self.number).map_err(
                 |failure| match code_of(&failure) {
                     Some(code @ (RDKafkaErrorCode::Fatal | RDKafkaErrorCode::State)) => {
-                        self.producer.undelivered(Some(route), code)
+                        self.producer.undelivered(self.routes, self.number, code)
                     }
                     Some(code) => record_refused(&route.table, &route.topic, code),
                     None => self.producer.failed("writing to the cluster", failure),

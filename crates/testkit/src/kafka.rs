@@ -24,6 +24,12 @@ use crate::server::{Certificates, cache};
 /// The versions that tests run on, newest first.
 pub const VERSIONS: [&str; 2] = ["4.1.0", "3.9.1"];
 
+/// The version that tests run on: the newest, or the one that `PGFERRY_TEST_KAFKA` names.
+pub fn version() -> &'static str {
+    let wanted = std::env::var("PGFERRY_TEST_KAFKA").ok();
+    VERSIONS.into_iter().find(|version| Some(*version) == wanted.as_deref()).unwrap_or(VERSIONS[0])
+}
+
 /// The longest that a broker may take to start; a cold machine needs some seconds.
 const START_WITHIN: Duration = Duration::from_secs(90);
 /// What a broker logs when it takes requests.
@@ -72,13 +78,13 @@ pub fn jars(version: &str) -> Result<std::result::Result<PathBuf, NotInstalled>>
 }
 
 impl Broker {
-    /// The broker of the newest version that all tests of this process share.
+    /// The broker of [`version`] that all tests of this process share.
     ///
     /// # Errors
     /// When it does not start. Where it is not installed, the reason.
     pub fn shared() -> Result<std::result::Result<Broker, NotInstalled>> {
         static SHARED: OnceLock<Result<std::result::Result<Broker, NotInstalled>, String>> = OnceLock::new();
-        let started = SHARED.get_or_init(|| Broker::start(VERSIONS[0]).map_err(|error| format!("{error:#}")));
+        let started = SHARED.get_or_init(|| Broker::start(version()).map_err(|error| format!("{error:#}")));
         started.clone().map_err(|error| anyhow!("{error}"))
     }
 

@@ -181,7 +181,9 @@ fn take(assembler: &mut Assembler, driven: &mut Driven) {
     }
     lines.sort();
     driven.lines.extend(lines.into_iter().map(|(_, line)| line));
-    for mark in &delivery.transactions {
+    // The last one of a part is not at its end.
+    let ended = delivery.transactions.len() - usize::from(delivery.slice == Slice::Part);
+    for mark in &delivery.transactions[..ended] {
         driven.lines.push(format!("commit {} {}", mark.xid, mark.position));
     }
 }

@@ -107,7 +107,7 @@ async fn put_foreign(config: &KafkaConfig, table: &Table, rows: &[TextRow]) -> R
     Ok(Scenery::Set)
 }
 
-async fn remove_topic(config: &KafkaConfig, table: &Table) -> Result<Scenery> {
+pub(crate) async fn remove_topic(config: &KafkaConfig, table: &Table) -> Result<Scenery> {
     let topic = config
         .topic_rule
         .replace("#{source_schema_name}", &table.target_name.schema)

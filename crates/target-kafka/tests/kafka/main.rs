@@ -2,5 +2,6 @@
 
 mod contract;
 mod documents;
+mod failures;
 mod making;
 mod secured;

@@ -1,7 +1,5 @@
 //! A listener that wants TLS, a user and a password.
 
-use std::io::Write;
-
 use anyhow::{Result, ensure};
 use pgferry_model::{Class, Code, TaskId};
 use pgferry_pipeline::Target;
@@ -9,18 +7,7 @@ use pgferry_target_kafka::error::{AUTHENTICATION, PROPERTY, UNREACHABLE};
 use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
 use pgferry_testkit::kafka::{Broker, PASSWORD, USER};
 
-use crate::making::config;
-
-fn broker() -> Result<Option<Broker>> {
-    match Broker::shared()? {
-        Ok(broker) => Ok(Some(broker)),
-        Err(missing) => {
-            // Not with a macro: those the test runner shows of failed tests only.
-            writeln!(std::io::stderr().lock(), "NOT RUN: listeners with TLS and SASL: {}", missing.0)?;
-            Ok(None)
-        }
-    }
-}
+use crate::making::{broker, config};
 
 fn secured(broker: &Broker, more: &[(&str, &str)]) -> KafkaConfig {
     let mut config = config(broker);
@@ -65,16 +52,16 @@ async fn every_client_of_a_task_has_the_users_secrets() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_connection_is_said() -> Result<()> {
     let Some(broker) = broker()? else { return Ok(()) };
-    let cases: [(&[(&str, &str)], Code, &str); 4] = [
-        (&[("sasl.password", "wrong")], AUTHENTICATION, "uthentication"),
-        (&[("ssl.ca.location", "/nowhere/ca.pem")], PROPERTY, "ca.location"),
-        (&[("max.in.flight.requests", "x")], PROPERTY, "max.in.flight"),
-        (&[("bootstrap.servers", "127.0.0.1:1")], UNREACHABLE, "127.0.0.1:1"),
-    ];
-    for (more, code, word) in cases {
-        let told = opened(secured(&broker, more)).await?;
+    for (property, value, code, word) in [
+        ("sasl.password", "wrong", AUTHENTICATION, "uthentication"),
+        ("ssl.ca.location", "/nowhere/ca.pem", PROPERTY, "ca.location"),
+        ("max.in.flight.requests", "x", PROPERTY, "max.in.flight"),
+        ("enable.idempotence", "false", PROPERTY, "enable.idempotence"),
+        ("bootstrap.servers", "127.0.0.1:1", UNREACHABLE, "127.0.0.1:1"),
+    ] {
+        let told = opened(secured(&broker, &[(property, value)])).await?;
         let fits = told.as_ref().is_some_and(|(found, _, text)| *found == code && text.contains(word));
-        ensure!(fits, "{more:?}: {told:?}, not {code:?} with {word}");
+        ensure!(fits, "{property}: {told:?}, not {code:?} with {word}");
         let secret =
             told.as_ref().is_some_and(|(_, _, text)| text.contains(PASSWORD) || text.contains("wrong"));
         ensure!(!secret, "the error shows a secret: {told:?}");
