@@ -134,8 +134,8 @@ struct Transactions<'a> {
     at: usize,
     through: Position,
     now_ms: i64,
-    /// The last change's number.
-    last: u64,
+    /// The last change's number; `None` before the first.
+    last: Option<u64>,
 }
 
 impl<'a> Transactions<'a> {
@@ -148,7 +148,7 @@ impl<'a> Transactions<'a> {
             at: 0,
             through: delivery.through,
             now_ms: now_ms(),
-            last: 0,
+            last: None,
         }
     }
 
@@ -159,11 +159,12 @@ impl<'a> Transactions<'a> {
         let mark = self.marks.get(self.at);
         let first = mark.map_or(0, |mark| mark.first_sequence);
         let before = if self.at == 0 { self.before } else { 0 };
-        self.last = before + u64::from(sequence.saturating_sub(first));
+        let order = before + u64::from(sequence.saturating_sub(first));
+        self.last = Some(order);
         Origin {
             snapshot: false,
             lsn: mark.map_or(self.through, |mark| mark.commit_record).lsn(),
-            order: self.last,
+            order,
             xid: mark.map_or(0, |mark| mark.xid),
             committed_at_ms: mark.map_or(self.now_ms, |mark| mark.committed_at_us.div_euclid(1_000)),
             now_ms: self.now_ms,
@@ -173,6 +174,65 @@ impl<'a> Transactions<'a> {
     /// The transaction that a slice leaves open.
     fn continued(&self, slice: Slice) -> Option<(u32, u64)> {
         let open = self.marks.last().filter(|_| slice == Slice::Part)?;
-        Some((open.xid, self.last + 1))
+        // Its first change may be still to come.
+        let next = match self.last {
+            Some(last) if self.at + 1 == self.marks.len() => last + 1,
+            None if self.marks.len() == 1 => self.before,
+            _ => 0,
+        };
+        Some((open.xid, next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgferry_model::Delivery;
+
+    use super::*;
+
+    fn delivery(marks: &[(u32, u32)], slice: Slice) -> Delivery<TableChanges> {
+        let mark = |&(first_sequence, xid): &(u32, u32)| TransactionMark {
+            first_sequence,
+            xid,
+            commit_record: Position::from_lsn(u64::from(xid) * 10),
+            position: Position::from_lsn(u64::from(xid) * 10 + 5),
+            committed_at_us: 0,
+        };
+        Delivery {
+            after: Position::ZERO,
+            through: Position::from_lsn(1_000),
+            tables: Vec::new(),
+            transactions: marks.iter().map(mark).collect(),
+            slice,
+        }
+    }
+
+    #[test]
+    fn a_transactions_changes_are_numbered_through_its_slices() {
+        let part = delivery(&[(0, 7), (2, 8)], Slice::Part);
+        let mut transactions = Transactions::new(&part, None);
+        let seen: Vec<(u32, u64, u64)> = (0..5)
+            .map(|sequence| transactions.origin(sequence))
+            .map(|origin| (origin.xid, origin.order, origin.lsn))
+            .collect();
+        assert_eq!(seen, [(7, 0, 70), (7, 1, 70), (8, 0, 80), (8, 1, 80), (8, 2, 80)]);
+        let continued = transactions.continued(Slice::Part);
+        assert_eq!(continued, Some((8, 3)));
+        // A slice without a change of it, and the end with the next transaction behind it.
+        let empty = delivery(&[(0, 8)], Slice::Part);
+        let continued = Transactions::new(&empty, continued).continued(Slice::Part);
+        assert_eq!(continued, Some((8, 3)));
+        let last = delivery(&[(0, 8), (1, 9)], Slice::Last);
+        let mut transactions = Transactions::new(&last, continued);
+        assert_eq!((transactions.origin(0).order, transactions.origin(1).order), (3, 0));
+        assert_eq!(transactions.continued(Slice::Last), None);
+    }
+
+    #[test]
+    fn a_transaction_that_has_begun_and_changed_nothing_yet_starts_at_zero() {
+        let part = delivery(&[(0, 7), (2, 8)], Slice::Part);
+        let mut transactions = Transactions::new(&part, Some((6, 40)));
+        assert_eq!((transactions.origin(0).order, transactions.origin(1).order), (0, 1));
+        assert_eq!(transactions.continued(Slice::Part), Some((8, 0)));
     }
 }
