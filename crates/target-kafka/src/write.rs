@@ -18,7 +18,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use crate::broker::{ANSWER_WITHIN, Cluster, Told};
 use crate::config::PartitionPolicy;
 use crate::encode::{Record, Records};
-use crate::error::{by_code, code_of, is_fenced, record_refused, refused, topic_gone, transaction_timeout};
+use crate::error::{
+    by_code, code_of, is_fenced, is_transient, record_refused, refused, topic_gone, transaction_timeout,
+};
 
 /// The wait for room in a producer's queue, and for the last acknowledgements.
 const POLL: Duration = Duration::from_millis(1);
@@ -208,16 +210,7 @@ impl Producer {
         }
         // Records of a transaction that has failed only say that they went with it; a topic that is gone is the one cause of that which
         // belongs to a table.
-        let vague = matches!(
-            code,
-            Is::Fatal
-                | Is::PurgeQueue
-                | Is::PurgeInflight
-                | Is::State
-                | Is::UnknownTopicId
-                | Is::BrokerDestroy
-                | Is::InvalidTransactionalState
-        );
+        let vague = is_transient(code) || matches!(code, Is::Fatal | Is::UnknownTopicId);
         match routes.get(number) {
             _ if vague => match self.missing(routes) {
                 Some(route) => topic_gone(&route.table, &route.topic),
