@@ -153,14 +153,21 @@ pub(crate) fn written_keys(holder: &Holder, lane: &Arc<Lane>, from: &[i64]) -> R
     first.resize(route.partitions as usize, 0);
     holder.cluster.read(&route.topic, &first, Some(&route.table), &mut |read| {
         match event::of(&route.table, &read, &mut of_others) {
-            Some(Event { what: What::Put, key: Some(key), .. }) => drop(keys.insert(key)),
-            Some(Event { what: What::Delete, key: Some(key), .. }) => drop(keys.remove(&key)),
-            Some(Event { what: What::Truncate, .. }) => keys.clear(),
+            Some(Event { what: What::Put, partition, key: Some(key), .. }) => {
+                keys.insert((partition, key));
+            }
+            Some(Event { what: What::Delete, partition, key: Some(key), .. }) => {
+                keys.remove(&(partition, key));
+            }
+            // It is in every partition, and those are not read at the same pace.
+            Some(Event { what: What::Truncate, partition, .. }) => {
+                keys.retain(|(other, _)| *other != partition)
+            }
             _ => {}
         }
         Ok(())
     })?;
-    Ok(keys.into_iter().collect())
+    Ok(keys.into_iter().map(|(_, key)| key).collect())
 }
 
 /// Events of one partition that wait for those of others before more of them are held back, and when they come again.
