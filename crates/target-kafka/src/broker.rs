@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pgferry_model::{Result, TableName};
+use pgferry_model::{Error, Result, TableName};
 use pgferry_pipeline::error::worker_lost;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
@@ -20,14 +20,18 @@ use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
-use crate::error::{PROPERTY, by_code, code_of, is_transient, refused, topic_gone};
+use crate::error::{
+    PROPERTY, by_code, by_code_of, by_code_on, code_of, is_transient, refused, removal_denied, topic_gone,
+};
 
 /// The longest wait for an answer of the cluster.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The longest wait for a connection and the first answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How long librdkafka tries to deliver one record.
-const DELIVER_WITHIN_MS: &str = "60000";
+/// A topic that was made and is not seen after this time may be one that the user may not describe.
+const HIDDEN_AFTER: Duration = Duration::from_secs(1);
+/// How long librdkafka tries to deliver one record; no longer than its transaction may be open.
+const DELIVER_WITHIN_MS: u64 = 60_000;
 /// How long a transaction may be open; the brokers' own limit by default (`transaction.max.timeout.ms`).
 const TRANSACTION_WITHIN_MS: &str = "900000";
 /// Records that wait in one producer, in kB and in number: the engine's own batches bound the rest.
@@ -56,6 +60,8 @@ pub(crate) struct Told {
     connection: Arc<Mutex<Option<String>>>,
     /// The first record that was not delivered: the number that the sender gave it, and why.
     undelivered: Arc<Mutex<Option<(usize, RDKafkaErrorCode)>>>,
+    /// The topic that a transaction may not write to.
+    denied: Arc<Mutex<Option<String>>>,
 }
 
 impl Told {
@@ -66,6 +72,19 @@ impl Told {
     pub(crate) fn take_undelivered(&self) -> Option<(usize, RDKafkaErrorCode)> {
         self.undelivered.lock().take()
     }
+
+    pub(crate) fn take_denied(&self) -> Option<String> {
+        self.denied.lock().take()
+    }
+}
+
+/// The topic that librdkafka's log names as one that a transaction may not write to: its errors do not name it
+/// (librdkafka source, `rd_kafka_txn_handle_AddPartitionsToTxn`).
+fn denied_topic<'m>(facility: &str, message: &'m str) -> Option<&'m str> {
+    if facility != "ADDPARTS" || !message.contains("opic authorization failed") {
+        return None;
+    }
+    message.split('"').nth(1)
 }
 
 impl ClientContext for Told {
@@ -75,6 +94,9 @@ impl ClientContext for Told {
         if facility == "FAIL" {
             let reason = message.rsplit_once("]: ").map_or(message, |(_, reason)| reason);
             *self.connection.lock() = Some(reason.to_owned());
+        }
+        if let Some(topic) = denied_topic(facility, message) {
+            self.denied.lock().get_or_insert_with(|| topic.to_owned());
         }
     }
 
@@ -146,11 +168,24 @@ impl Cluster {
         self.asking.client()
     }
 
-    fn failed(&self, doing: &str, failure: KafkaError) -> pgferry_model::Error {
+    fn failed(&self, doing: &str, failure: KafkaError) -> Error {
         for _ in 0..EVENTS_TAKEN {
             self.asking.poll(Duration::ZERO);
         }
         refused(doing, failure, self.told.connection())
+    }
+
+    /// As `failed`, while something is done with a topic; `owner`: the table that it belongs to, if it does.
+    fn failed_with(&self, topic: &str, owner: Option<&TableName>, doing: &str, failure: KafkaError) -> Error {
+        match (code_of(&failure), owner) {
+            (Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed), Some(table)) => {
+                by_code_of(doing, table, topic, code).with_origin(failure)
+            }
+            (Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed), None) => {
+                by_code_on(doing, topic, code).with_origin(failure)
+            }
+            _ => self.failed(doing, failure),
+        }
     }
 
     /// Every topic that the user may see, with its number of partitions. Asking for one by its name might make it.
@@ -198,21 +233,28 @@ impl Cluster {
             };
             // A partition that was just made has no leader for a moment.
             if code_of(&failure).is_none_or(|code| !is_transient(code)) || Instant::now() >= deadline {
-                return Err(self.failed(&format!("asking for the offsets of topic {topic}"), failure));
+                let doing = format!("asking for the offsets of topic {topic}");
+                return Err(self.failed_with(topic, None, &doing, failure));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Makes topics; those that are there already are left as they are. `compacted`: old records of a key are removed.
-    pub(crate) async fn make(&self, topics: &[&str], partitions: i32, compacted: bool) -> Result<()> {
+    /// Makes topics, each with the table that it belongs to; those that are there already are left as they are. `compacted`: old records
+    /// of a key are removed.
+    pub(crate) async fn make(
+        &self,
+        topics: &[(&str, Option<&TableName>)],
+        partitions: i32,
+        compacted: bool,
+    ) -> Result<()> {
         if topics.is_empty() {
             return Ok(());
         }
         let copies = TopicReplication::Fixed;
         let wanted: Vec<NewTopic<'_>> = topics
             .iter()
-            .map(|name| {
+            .map(|(name, _)| {
                 let topic =
                     NewTopic::new(name, partitions, copies(self.config.replication_factor.unwrap_or(-1)));
                 if compacted {
@@ -227,63 +269,96 @@ impl Cluster {
         for answer in made.map_err(|failure| self.failed("making topics", failure))? {
             match answer {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, code)) => return Err(by_code(&format!("making topic {topic}"), code)),
+                Err((topic, code)) => {
+                    return Err(about(&format!("making topic {topic}"), topics, &topic, code));
+                }
             }
         }
-        self.await_topics(|there| topics.iter().all(|topic| there.contains_key(*topic))).await
+        self.await_topics(topics, true).await
     }
 
-    /// Removes a topic.
-    pub(crate) async fn remove(&self, topic: &str) -> Result<()> {
+    /// Removes a table's topic.
+    pub(crate) async fn remove(&self, topic: &str, table: &TableName) -> Result<()> {
+        let doing = format!("removing topic {topic}");
         let removed = self.admin.delete_topics(&[topic], &options()).await;
-        for answer in removed.map_err(|failure| self.failed("removing a topic", failure))? {
+        for answer in removed.map_err(|failure| self.failed(&doing, failure))? {
             match answer {
                 Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
-                Err((topic, code)) => return Err(by_code(&format!("removing topic {topic}"), code)),
+                Err((_, RDKafkaErrorCode::TopicAuthorizationFailed)) => {
+                    return Err(removal_denied(&doing, table, topic));
+                }
+                Err((_, code)) => return Err(by_code(&doing, code)),
             }
         }
-        self.await_topics(|there| !there.contains_key(topic)).await
+        self.await_topics(&[(topic, Some(table))], false).await
     }
 
-    /// Removes all records of a topic.
-    pub(crate) async fn empty(&self, topic: &str, partitions: i32) -> Result<()> {
+    /// Removes all records of a table's topic.
+    pub(crate) async fn empty(&self, topic: &str, partitions: i32, table: &TableName) -> Result<()> {
+        let doing = format!("emptying topic {topic}");
         let mut list = TopicPartitionList::new();
         for partition in 0..partitions {
             list.add_partition_offset(topic, partition, Offset::End)
-                .map_err(|failure| self.failed("emptying a topic", failure))?;
+                .map_err(|failure| self.failed(&doing, failure))?;
         }
         let emptied = self.admin.delete_records(&list, &options()).await;
-        emptied.map_err(|failure| self.failed(&format!("emptying topic {topic}"), failure))?;
+        let emptied = emptied.map_err(|failure| self.failed(&doing, failure))?;
+        for partition in emptied.elements() {
+            let Err(failure) = partition.error() else { continue };
+            return Err(match code_of(&failure) {
+                Some(RDKafkaErrorCode::TopicAuthorizationFailed) => removal_denied(&doing, table, topic),
+                _ => self.failed(&doing, failure),
+            });
+        }
         Ok(())
     }
 
-    /// Brokers know of a topic some time after the controller.
-    async fn await_topics(&self, known: impl Fn(&HashMap<String, i32>) -> bool) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+    /// Brokers know of a topic, or that it is gone, some time after the controller.
+    async fn await_topics(&self, topics: &[(&str, Option<&TableName>)], wanted: bool) -> Result<()> {
+        let started = tokio::time::Instant::now();
+        let lost = |lost: tokio::task::JoinError| {
+            worker_lost("a thread of the Kafka target ended without a result").with_origin(lost)
+        };
         loop {
             let cluster = self.clone();
-            let asked = tokio::task::spawn_blocking(move || cluster.topics()).await;
-            let there = asked.map_err(|lost| {
-                worker_lost("a thread of the Kafka target ended without a result").with_origin(lost)
-            })??;
-            if known(&there) {
+            let there = tokio::task::spawn_blocking(move || cluster.topics()).await.map_err(lost)??;
+            let Some((late, _)) = topics.iter().find(|(topic, _)| there.contains_key(*topic) != wanted)
+            else {
                 return Ok(());
+            };
+            if wanted && started.elapsed() >= HIDDEN_AFTER {
+                let (cluster, name) = (self.clone(), (*late).to_owned());
+                let hidden =
+                    tokio::task::spawn_blocking(move || cluster.hidden(&name)).await.map_err(lost)?;
+                if let Some(code) = hidden {
+                    return Err(about(&format!("asking for topic {late}"), topics, late, code));
+                }
             }
-            if tokio::time::Instant::now() >= deadline {
+            if started.elapsed() >= ANSWER_WITHIN {
                 return Err(by_code("waiting for topics", RDKafkaErrorCode::OperationTimedOut));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
+    /// Why a topic that is there is not among those that the user sees. Asked for by its name, which would make one that is not there.
+    fn hidden(&self, topic: &str) -> Option<RDKafkaErrorCode> {
+        let metadata = self.client().fetch_metadata(Some(topic), CONNECT_WITHIN).ok()?;
+        let error = metadata.topics().first()?.error()?;
+        let code = RDKafkaErrorCode::from(error);
+        (code == RDKafkaErrorCode::TopicAuthorizationFailed).then_some(code)
+    }
+
     /// A producer; with an id its records are in transactions.
     pub(crate) fn producer(&self, transactional_id: Option<&str>) -> Result<(BaseProducer<Told>, Told)> {
+        let within = if transactional_id.is_some() { self.transaction_timeout_ms() } else { u64::MAX };
+        let deliver_within = within.min(DELIVER_WITHIN_MS);
         let mut config = ClientConfig::new();
         config
             .set("linger.ms", "5")
             .set("compression.type", "lz4")
             .set("message.max.bytes", "1000000000")
-            .set("message.timeout.ms", DELIVER_WITHIN_MS)
+            .set("message.timeout.ms", deliver_within.to_string())
             .set("topic.metadata.propagation.max.ms", "10000")
             .set("queue.buffering.max.kbytes", QUEUE_KBYTES)
             .set("queue.buffering.max.messages", QUEUE_RECORDS);
@@ -389,13 +464,13 @@ impl<'a> Reader<'a> {
                     *open = false;
                 }
             }
-            Some(Err(failure)) => match (code_of(&failure), &self.owner) {
+            Some(Err(failure)) => match (code_of(&failure), self.owner.as_ref()) {
                 (
                     Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition),
                     Some(owner),
                 ) => return Err(topic_gone(owner, &self.topic)),
                 (Some(code), _) if passes(code) => {}
-                _ => return Err(self.cluster.failed(&doing(), failure)),
+                (_, owner) => return Err(self.cluster.failed_with(&self.topic, owner, &doing(), failure)),
             },
             None => return Err(by_code(&doing(), RDKafkaErrorCode::OperationTimedOut)),
         }
@@ -431,9 +506,19 @@ pub(crate) struct Read<'a> {
     pub(crate) headers: Option<&'a rdkafka::message::BorrowedHeaders>,
 }
 
-/// What a consumer tells of a connection that it makes anew by itself.
+/// What a consumer tells of a connection that it makes anew by itself, and of a group: it has to have one, and asks for its coordinator,
+/// but its partitions are assigned and its offsets are kept nowhere.
 fn passes(code: RDKafkaErrorCode) -> bool {
-    matches!(code, RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown)
+    use RDKafkaErrorCode as Is;
+    matches!(code, Is::BrokerTransportFailure | Is::AllBrokersDown | Is::GroupAuthorizationFailed)
+}
+
+/// What an error about one of some topics means.
+fn about(doing: &str, topics: &[(&str, Option<&TableName>)], topic: &str, code: RDKafkaErrorCode) -> Error {
+    match topics.iter().find(|(name, _)| *name == topic).and_then(|(_, table)| *table) {
+        Some(table) => by_code_of(doing, table, topic, code),
+        None => by_code_on(doing, topic, code),
+    }
 }
 
 fn options() -> AdminOptions {
@@ -455,8 +540,8 @@ fn set_all(client: &mut ClientConfig, config: &KafkaConfig) {
     }
 }
 
-fn reserved(key: &str) -> pgferry_model::Error {
-    pgferry_model::Error::task_broken(PROPERTY, format!("the property `{key}` is pgferry's own"))
+fn reserved(key: &str) -> Error {
+    Error::task_broken(PROPERTY, format!("the property `{key}` is pgferry's own"))
         .with_cause("that nothing is lost or doubled rests on it")
         .with_cure(pgferry_model::Cure::advice("take it out of `properties`"))
 }

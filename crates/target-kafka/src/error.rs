@@ -1,6 +1,6 @@
 //! The target's error codes, and what librdkafka's and the brokers' own errors mean.
 
-use pgferry_model::{Class, Code, Cure, Error, TableName};
+use pgferry_model::{Class, Code, Cure, Error, TableName, shell_word};
 pub use pgferry_pipeline::error::{
     FENCED, NAME_COLLISION, NOT_REPRESENTABLE, ROW_MISSING, SCHEMA_INCOMPATIBLE, SLICES_LOST, TABLE_EXISTS,
     TABLE_GONE,
@@ -87,17 +87,9 @@ pub(crate) fn by_code(doing: &str, code: RDKafkaErrorCode) -> Error {
             .with_cure(Cure::advice(
                 "check security_protocol, sasl and the certificates of the connection against the brokers' listener",
             )),
-        Is::TopicAuthorizationFailed | Is::ClusterAuthorizationFailed => denied(doing),
-        Is::TransactionalIdAuthorizationFailed => {
-            Error::task_broken(TRANSACTION_DENIED, problem("the user may not use the task's transactional ids"))
-                .with_cause("their prefix is `transactional_id_prefix`, then the task's name and a number")
-                .with_cure(
-                    Cure::advice("let an administrator of the cluster grant it; then start the task again").line(
-                        "kafka-acls.sh --add --allow-principal User:NAME --operation Write --operation Describe \
-                         --transactional-id PREFIX --resource-pattern-type prefixed",
-                    ),
-                )
-        }
+        Is::TopicAuthorizationFailed => topic_denied(doing, None, "PREFIX --resource-pattern-type prefixed"),
+        Is::TransactionalIdAuthorizationFailed => transactions_denied(doing, "PREFIX"),
+        Is::ClusterAuthorizationFailed => idempotence_denied(doing),
         Is::PolicyViolation
         | Is::InvalidReplicationFactor
         | Is::InvalidPartitions
@@ -150,13 +142,88 @@ pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn denied(doing: &str) -> Error {
-    Error::task_broken(TOPIC_DENIED, format!("{doing}: the user may not do this"))
-        .with_cause("the task describes, makes and writes its topics, and reads and writes the state topic")
+/// As [`by_code`], for a topic that the task uses on its own account: the one of its state.
+pub(crate) fn by_code_on(doing: &str, topic: &str, code: RDKafkaErrorCode) -> Error {
+    match code {
+        RDKafkaErrorCode::TopicAuthorizationFailed => {
+            topic_denied(doing, Some(topic), &format!("{} --operation Read", shell_word(topic)))
+        }
+        other => by_code(doing, other),
+    }
+}
+
+/// As [`by_code`], for a table's topic; what the user may not do with it is the table's error.
+pub(crate) fn by_code_of(doing: &str, table: &TableName, topic: &str, code: RDKafkaErrorCode) -> Error {
+    match code {
+        RDKafkaErrorCode::TopicAuthorizationFailed => {
+            let denied = topic_denied(doing, Some(topic), &shell_word(topic));
+            let cure = denied.cure().cloned().unwrap_or_default();
+            let advice = "let an administrator of the cluster grant it; then copy the table again".to_owned();
+            denied
+                .with_class(Class::TableBroken)
+                .with_table(table.clone())
+                .with_cure(Cure { advice, ..cure }.resync_table(table))
+        }
+        other => by_code(doing, other),
+    }
+}
+
+/// `rest`: the end of the line that grants it.
+fn topic_denied(doing: &str, topic: Option<&str>, rest: &str) -> Error {
+    let which = topic.map_or_else(String::new, |topic| format!(" with topic {topic}"));
+    Error::task_broken(TOPIC_DENIED, format!("{doing}: the user may not do this{which}"))
+        .with_cause(
+            "a task describes, makes and writes its tables' topics, and reads the state topic, too; \
+             a grant for a prefix (--resource-pattern-type prefixed) holds for every topic that begins with it",
+        )
         .with_cure(
-            Cure::advice("let an administrator of the cluster grant it for the topics' prefix; then start the task again").line(
-                "kafka-acls.sh --add --allow-principal User:NAME --operation Create --operation Describe --operation Write \
-                 --operation Read --topic PREFIX --resource-pattern-type prefixed",
+            Cure::advice("let an administrator of the cluster grant it; then start the task again").line(format!(
+                "kafka-acls.sh --bootstrap-server HOST:9092 --add --allow-principal User:NAME --operation Create \
+                 --operation Describe --operation Write --topic {rest}"
+            )),
+        )
+}
+
+/// Records are to be removed from a table's topic, or the topic itself.
+pub(crate) fn removal_denied(doing: &str, table: &TableName, topic: &str) -> Error {
+    Error::table_broken(
+        TOPIC_DENIED,
+        table.clone(),
+        format!("{doing}: the user may not remove records of topic {topic}"),
+    )
+    .with_cause("if_target_exists is truncate or replace, which wants the operation Delete")
+    .with_cure(
+        Cure::advice("let an administrator of the cluster grant it, or choose append; then copy the table again")
+            .line(format!(
+                "kafka-acls.sh --bootstrap-server HOST:9092 --add --allow-principal User:NAME --operation Delete --topic {}",
+                shell_word(topic)
+            ))
+            .resync_table(table),
+    )
+}
+
+/// A transactional id that the user may not use; it begins with `prefix`, like the other ids of the task.
+pub(crate) fn transactions_denied(doing: &str, prefix: &str) -> Error {
+    Error::task_broken(
+        TRANSACTION_DENIED,
+        format!("{doing}: the user may not use transactional ids that begin with {prefix}"),
+    )
+    .with_cause("the ids are `transactional_id_prefix`, the task's name and a number; the task's state is always written with one")
+    .with_cure(
+        Cure::advice("let an administrator of the cluster grant it; then start the task again").line(format!(
+            "kafka-acls.sh --bootstrap-server HOST:9092 --add --allow-principal User:NAME --operation Write --operation Describe \
+             --transactional-id {} --resource-pattern-type prefixed",
+            shell_word(prefix)
+        )),
+    )
+}
+
+fn idempotence_denied(doing: &str) -> Error {
+    Error::task_broken(TRANSACTION_DENIED, format!("{doing}: the user may not write with an idempotent producer"))
+        .with_cause("brokers before 2.8 want the operation IdempotentWrite on the cluster for it")
+        .with_cure(
+            Cure::advice("let an administrator of the cluster grant it; then start the task again").line(
+                "kafka-acls.sh --bootstrap-server HOST:9092 --add --allow-principal User:NAME --operation IdempotentWrite --cluster",
             ),
         )
 }
@@ -200,10 +267,7 @@ pub(crate) fn record_refused(table: &TableName, topic: &str, code: RDKafkaErrorC
             Cure::advice("change the topic's cleanup.policy or its limits on timestamps, then copy the table again")
                 .resync_table(table),
         ),
-        Is::TopicAuthorizationFailed => denied(&format!("writing to topic {topic}"))
-            .with_class(Class::TableBroken)
-            .with_table(table.clone()),
-        other => by_code(&format!("writing to topic {topic}"), other),
+        other => by_code_of(&format!("writing to topic {topic}"), table, topic, other),
     }
 }
 

@@ -90,7 +90,7 @@ pub(crate) async fn make_state_topic(config: &KafkaConfig, cluster: &Cluster) ->
     if topics.contains_key(&config.state_topic) {
         return Ok(());
     }
-    cluster.make(&[&config.state_topic], STATE_PARTITIONS, true).await
+    cluster.make(&[(&config.state_topic, None)], STATE_PARTITIONS, true).await
 }
 
 /// What all tasks hold, for a look without a lease.

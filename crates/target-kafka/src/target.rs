@@ -289,18 +289,19 @@ impl Target for KafkaTarget {
             self.blocking(move |_| verifying.verify_lease()).await?;
         }
         let cluster = self.cluster();
-        for (_, found) in steps {
+        for (plan, found) in steps {
             let partitions = holder.view.lock().topics.get(&found.topic).copied().unwrap_or(0);
             match found.step {
-                Step::Empty => cluster.empty(&found.topic, partitions).await?,
-                Step::Replace => cluster.remove(&found.topic).await?,
+                Step::Empty => cluster.empty(&found.topic, partitions, &plan.table.name).await?,
+                Step::Replace => cluster.remove(&found.topic, &plan.table.name).await?,
                 Step::Keep | Step::Make | Step::TakeOver => {}
             }
         }
         let made = steps.iter().filter(|(_, found)| matches!(found.step, Step::Make | Step::Replace));
-        let mut made: Vec<&str> = made.map(|(_, found)| found.topic.as_str()).collect();
+        let mut made: Vec<(&str, Option<&TableName>)> =
+            made.map(|(plan, found)| (found.topic.as_str(), Some(&plan.table.name))).collect();
         made.sort_unstable();
-        made.dedup();
+        made.dedup_by_key(|(topic, _)| *topic);
         cluster.make(&made, self.config().partitions, false).await?;
         if !made.is_empty() {
             pgferry_pipeline::failpoint::pass("target.table_created");

@@ -19,7 +19,8 @@ use crate::broker::{ANSWER_WITHIN, Cluster, Told};
 use crate::config::PartitionPolicy;
 use crate::encode::{Record, Records};
 use crate::error::{
-    by_code, code_of, is_fenced, is_transient, record_refused, refused, topic_gone, transaction_timeout,
+    by_code, by_code_on, code_of, is_fenced, is_transient, record_refused, refused, topic_gone,
+    transaction_timeout, transactions_denied,
 };
 
 /// The wait for room in a producer's queue, and for the last acknowledgements.
@@ -31,7 +32,9 @@ const LOOK_EVERY: u32 = 4_096;
 pub(crate) struct Producer {
     inner: BaseProducer<Told>,
     told: Told,
-    transactional: bool,
+    /// Its transactional id, if it has one.
+    id: Option<String>,
+    state_topic: String,
     begun: Option<Instant>,
     timeout: Duration,
     sent: u32,
@@ -106,7 +109,8 @@ impl Producer {
         let producer = Producer {
             inner,
             told,
-            transactional: transactional_id.is_some(),
+            id: transactional_id.map(str::to_owned),
+            state_topic: cluster.state_topic().to_owned(),
             begun: None,
             timeout,
             sent: 0,
@@ -114,8 +118,8 @@ impl Producer {
         };
         if transactional_id.is_some() {
             // Connected first: asked without a connection, the client waits half a second before it tries again.
-            let state_topic = cluster.state_topic();
-            let _metadata = producer.inner.client().fetch_metadata(Some(state_topic), ANSWER_WITHIN);
+            let _metadata =
+                producer.inner.client().fetch_metadata(Some(&producer.state_topic), ANSWER_WITHIN);
             producer
                 .retried(|inner| inner.init_transactions(ANSWER_WITHIN))
                 .map_err(|failure| producer.failed("taking over the task's transactions", failure))?;
@@ -136,10 +140,10 @@ impl Producer {
     pub(crate) fn begin(&mut self) -> Result<()> {
         if self.dead {
             let fatal = self.inner.client().fatal_error().map(|(code, _)| code);
-            return Err(by_code("writing to the cluster", fatal.unwrap_or(RDKafkaErrorCode::State)));
+            return Err(self.meant("writing to the cluster", fatal.unwrap_or(RDKafkaErrorCode::State)));
         }
-        let _old = self.told.take_undelivered();
-        if self.transactional {
+        let _old = (self.told.take_undelivered(), self.told.take_denied());
+        if self.id.is_some() {
             self.inner
                 .begin_transaction()
                 .map_err(|failure| self.failed("beginning a transaction", failure))?;
@@ -206,7 +210,14 @@ impl Producer {
             return transaction_timeout(self.timeout.as_secs());
         }
         if let Some((code, _)) = self.inner.client().fatal_error() {
-            return by_code("writing to the cluster", code);
+            return self.meant("writing to the cluster", code);
+        }
+        if let Some(topic) = self.told.take_denied() {
+            let denied = Is::TopicAuthorizationFailed;
+            return match routes.iter().find(|route| route.topic == topic) {
+                Some(route) => record_refused(&route.table, &topic, denied),
+                None => by_code_on("storing the task's progress", &topic, denied),
+            };
         }
         // Records of a transaction that has failed only say that they went with it; a topic that is gone is the one cause of that which
         // belongs to a table.
@@ -217,7 +228,7 @@ impl Producer {
                 None => by_code("writing to the cluster", Is::MessageTimedOut),
             },
             Some(route) => record_refused(&route.table, &route.topic, code),
-            None => by_code("storing the task's progress", code),
+            None => by_code_on("storing the task's progress", &self.state_topic, code),
         }
     }
 
@@ -237,7 +248,7 @@ impl Producer {
 
     /// Commits the transaction, where it has them. All records are acknowledged.
     pub(crate) fn commit(&mut self) -> Result<()> {
-        if self.transactional {
+        if self.id.is_some() {
             let committed = self.retried(|inner| inner.commit_transaction(ANSWER_WITHIN));
             if let Err(failure) = committed {
                 let code = code_of(&failure).unwrap_or(RDKafkaErrorCode::Unknown);
@@ -267,7 +278,7 @@ impl Producer {
         while self.inner.in_flight_count() > 0 {
             self.inner.poll(POLL);
         }
-        if self.transactional {
+        if self.id.is_some() {
             let aborted = self.retried(|inner| inner.abort_transaction(ANSWER_WITHIN));
             if let Err(failure) = aborted {
                 tracing::debug!(%failure, "a transaction could not be aborted; its id is taken over anew");
@@ -299,9 +310,27 @@ impl Producer {
         if code == Some(RDKafkaErrorCode::Fatal)
             && let Some((code, _)) = self.inner.client().fatal_error()
         {
-            return by_code(doing, code);
+            return self.meant(doing, code);
         }
-        refused(doing, failure, self.told.connection())
+        match code {
+            Some(code @ RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => {
+                self.meant(doing, code).with_origin(failure)
+            }
+            Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                by_code_on(doing, &self.state_topic, code).with_origin(failure)
+            }
+            _ => refused(doing, failure, self.told.connection()),
+        }
+    }
+
+    /// What an error of the whole producer means.
+    fn meant(&self, doing: &str, code: RDKafkaErrorCode) -> Error {
+        match (&self.id, code) {
+            (Some(id), RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => {
+                transactions_denied(doing, id.trim_end_matches(|c: char| c.is_ascii_digit()))
+            }
+            _ => by_code(doing, code),
+        }
     }
 }
 

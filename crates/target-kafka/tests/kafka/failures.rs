@@ -11,9 +11,9 @@ use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
 
 use crate::making::{broker, config, delivery, inserts, own_broker, plan, table};
 
-const EVERY: [Guarantee; 2] = [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce];
+pub(crate) const EVERY: [Guarantee; 2] = [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce];
 
-async fn live(
+pub(crate) async fn live(
     config: KafkaConfig,
     names: &[&str],
 ) -> Result<(Arc<KafkaTarget>, Vec<Arc<pgferry_model::Table>>)> {

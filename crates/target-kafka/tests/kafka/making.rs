@@ -10,7 +10,7 @@ use pgferry_model::{
 };
 use pgferry_pipeline::{DeletePolicy, IfTargetExists, TableChanges, TablePlan};
 use pgferry_target_kafka::KafkaConfig;
-use pgferry_testkit::kafka::{Broker, NotInstalled};
+use pgferry_testkit::kafka::{Broker, NotInstalled, Setup};
 
 /// The broker that the tests of this process share; `None`, said on the terminal, where none is installed.
 pub(crate) fn broker() -> Result<Option<Broker>> {
@@ -22,7 +22,12 @@ pub(crate) fn own_broker() -> Result<Option<Broker>> {
     or_said(Broker::start(pgferry_testkit::kafka::version())?)
 }
 
-fn or_said(broker: Result<Broker, NotInstalled>) -> Result<Option<Broker>> {
+/// A broker that is as the test wants it; `None` as above.
+pub(crate) fn broker_with(setup: &Setup) -> Result<Option<Broker>> {
+    or_said(Broker::start_with(pgferry_testkit::kafka::version(), setup)?)
+}
+
+pub(crate) fn or_said<T>(broker: Result<T, NotInstalled>) -> Result<Option<T>> {
     match broker {
         Ok(broker) => Ok(Some(broker)),
         Err(missing) => {

@@ -9,7 +9,7 @@ use pgferry_testkit::kafka::{Broker, PASSWORD, USER};
 
 use crate::making::{broker, config};
 
-fn secured(broker: &Broker, more: &[(&str, &str)]) -> KafkaConfig {
+pub(crate) fn secured(broker: &Broker, more: &[(&str, &str)]) -> KafkaConfig {
     let mut config = config(broker);
     config.guarantee = Guarantee::ExactlyOnce;
     let authority = broker.authority().display().to_string();

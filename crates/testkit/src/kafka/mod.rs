@@ -212,15 +212,34 @@ impl Broker {
         &self.0.jars
     }
 
-    /// Runs a program that comes with it, as the user that may do everything; what it printed.
+    /// Runs a program that comes with it, with a line as its documentation has it: `kafka-acls.sh --bootstrap-server ...`. What it printed.
     ///
     /// # Errors
     /// When it fails, or takes longer than a minute.
+    pub fn run_line(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = match words.next() {
+            Some("kafka-acls.sh") if self.0.version.starts_with('4') => "org.apache.kafka.tools.AclCommand",
+            Some("kafka-acls.sh") => "kafka.admin.AclCommand",
+            Some("kafka-configs.sh") => "kafka.admin.ConfigCommand",
+            Some("kafka-leader-election.sh") => "org.apache.kafka.tools.LeaderElectionCommand",
+            Some("kafka-reassign-partitions.sh") => {
+                "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"
+            }
+            other => bail!("the program {other:?} is not known"),
+        };
+        self.run(program, &words.collect::<Vec<_>>())
+    }
+
+    /// As [`Broker::run_line`], by the name of the class.
+    ///
+    /// # Errors
+    /// As there.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let done = Command::new("timeout")
             .args(["60", "java", "-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp"])
             .arg(self.0.jars.join("*"))
-            .args([program, "--bootstrap-server", &self.bootstrap_servers()])
+            .arg(program)
             .args(arguments)
             .stdin(Stdio::null())
             .output()
