@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pgferry_model::{Error, Result, TableName};
+use pgferry_model::{Class, Error, Result, TableName};
 use pgferry_pipeline::error::worker_lost;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
@@ -30,6 +30,8 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// A topic that was made and is not seen after this time may be one that the user may not describe.
 const HIDDEN_AFTER: Duration = Duration::from_secs(1);
+/// A topic that was made and is not seen after this time is made again.
+const MADE_WITHIN: Duration = Duration::from_secs(3);
 /// How long librdkafka tries to deliver one record; no longer than its transaction may be open.
 const DELIVER_WITHIN_MS: u64 = 60_000;
 /// How long a transaction may be open; the brokers' own limit by default (`transaction.max.timeout.ms`).
@@ -251,30 +253,36 @@ impl Cluster {
         if topics.is_empty() {
             return Ok(());
         }
-        let copies = TopicReplication::Fixed;
-        let wanted: Vec<NewTopic<'_>> = topics
-            .iter()
-            .map(|(name, _)| {
-                let topic =
-                    NewTopic::new(name, partitions, copies(self.config.replication_factor.unwrap_or(-1)));
-                if compacted {
-                    // Small segments: what is read at a start is what is not compacted yet.
-                    topic.set("cleanup.policy", "compact").set("segment.bytes", "16777216")
-                } else {
-                    topic
-                }
-            })
-            .collect();
-        let made = self.admin.create_topics(&wanted, &options()).await;
-        for answer in made.map_err(|failure| self.failed("making topics", failure))? {
-            match answer {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, code)) => {
-                    return Err(about(&format!("making topic {topic}"), topics, &topic, code));
+        let wanted: Vec<NewTopic<'_>> =
+            topics.iter().map(|(name, _)| self.new_topic(name, partitions, compacted)).collect();
+        let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+        loop {
+            let made = self.admin.create_topics(&wanted, &options()).await;
+            for answer in made.map_err(|failure| self.failed("making topics", failure))? {
+                match answer {
+                    Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                    Err((topic, code)) => {
+                        return Err(about(&format!("making topic {topic}"), topics, &topic, code));
+                    }
                 }
             }
+            // Of a topic that is being removed, a cluster with ZooKeeper says that it is there, and it never is.
+            match self.await_topics(topics, true, MADE_WITHIN).await {
+                Err(failure)
+                    if failure.class() == Class::Transient && tokio::time::Instant::now() < deadline => {}
+                made => return made,
+            }
         }
-        self.await_topics(topics, true).await
+    }
+
+    fn new_topic<'n>(&self, name: &'n str, partitions: i32, compacted: bool) -> NewTopic<'n> {
+        let copies = TopicReplication::Fixed(self.config.replication_factor.unwrap_or(-1));
+        let topic = NewTopic::new(name, partitions, copies);
+        if !compacted {
+            return topic;
+        }
+        // Small segments: what is read at a start is what is not compacted yet.
+        topic.set("cleanup.policy", "compact").set("segment.bytes", "16777216")
     }
 
     /// Removes a table's topic.
@@ -290,7 +298,7 @@ impl Cluster {
                 Err((_, code)) => return Err(by_code(&doing, code)),
             }
         }
-        self.await_topics(&[(topic, Some(table))], false).await
+        self.await_topics(&[(topic, Some(table))], false, ANSWER_WITHIN).await
     }
 
     /// Removes all records of a table's topic.
@@ -314,7 +322,12 @@ impl Cluster {
     }
 
     /// Brokers know of a topic, or that it is gone, some time after the controller.
-    async fn await_topics(&self, topics: &[(&str, Option<&TableName>)], wanted: bool) -> Result<()> {
+    async fn await_topics(
+        &self,
+        topics: &[(&str, Option<&TableName>)],
+        wanted: bool,
+        within: Duration,
+    ) -> Result<()> {
         let started = tokio::time::Instant::now();
         let lost = |lost: tokio::task::JoinError| {
             worker_lost("a thread of the Kafka target ended without a result").with_origin(lost)
@@ -334,7 +347,7 @@ impl Cluster {
                     return Err(about(&format!("asking for topic {late}"), topics, late, code));
                 }
             }
-            if started.elapsed() >= ANSWER_WITHIN {
+            if started.elapsed() >= within {
                 return Err(by_code("waiting for topics", RDKafkaErrorCode::OperationTimedOut));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

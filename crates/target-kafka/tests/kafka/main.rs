@@ -4,5 +4,6 @@ mod contract;
 mod denied;
 mod documents;
 mod failures;
+mod leader;
 mod making;
 mod secured;
