@@ -90,6 +90,14 @@ pub(crate) fn by_code(doing: &str, code: RDKafkaErrorCode) -> Error {
         Is::TopicAuthorizationFailed => topic_denied(doing, None, "PREFIX --resource-pattern-type prefixed"),
         Is::TransactionalIdAuthorizationFailed => transactions_denied(doing, "PREFIX"),
         Is::ClusterAuthorizationFailed => idempotence_denied(doing),
+        Is::InvalidTransactionTimeout => {
+            Error::task_broken(TRANSACTION_TIMEOUT, problem("the brokers do not let a transaction be open for that long"))
+                .with_cause("transaction.timeout.ms is above transaction.max.timeout.ms of the brokers")
+                .with_cure(
+                    Cure::advice("lower it in the task's section kafka, or raise the other in the settings of every broker")
+                        .line("properties = { \"properties.transaction.timeout.ms\" = \"900000\" }"),
+                )
+        }
         Is::PolicyViolation
         | Is::InvalidReplicationFactor
         | Is::InvalidPartitions

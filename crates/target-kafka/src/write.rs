@@ -206,10 +206,10 @@ impl Producer {
     /// What the first record that was not delivered means. `number`: which of `routes` it was sent on.
     fn undelivered(&self, routes: &[Route], number: usize, code: RDKafkaErrorCode) -> Error {
         use RDKafkaErrorCode as Is;
-        if self.timed_out(code) {
-            return transaction_timeout(self.timeout.as_secs());
-        }
         if let Some((code, _)) = self.inner.client().fatal_error() {
+            return self.meant("writing to the cluster", code);
+        }
+        if self.timed_out(code) {
             return self.meant("writing to the cluster", code);
         }
         if let Some(topic) = self.told.take_denied() {
@@ -251,13 +251,8 @@ impl Producer {
         if self.id.is_some() {
             let committed = self.retried(|inner| inner.commit_transaction(ANSWER_WITHIN));
             if let Err(failure) = committed {
-                let code = code_of(&failure).unwrap_or(RDKafkaErrorCode::Unknown);
                 let abort = matches!(&failure, KafkaError::Transaction(error) if error.txn_requires_abort());
-                let told = if self.timed_out(code) {
-                    transaction_timeout(self.timeout.as_secs())
-                } else {
-                    self.failed("committing a transaction", failure)
-                };
+                let told = self.failed("committing a transaction", failure);
                 // Whether it was committed is not known, unless the brokers ask for its abortion.
                 self.dead |= !abort;
                 self.abort();
@@ -313,7 +308,9 @@ impl Producer {
             return self.meant(doing, code);
         }
         match code {
-            Some(code @ RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => {
+            Some(code)
+                if code == RDKafkaErrorCode::TransactionalIdAuthorizationFailed || self.timed_out(code) =>
+            {
                 self.meant(doing, code).with_origin(failure)
             }
             Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
@@ -326,6 +323,7 @@ impl Producer {
     /// What an error of the whole producer means.
     fn meant(&self, doing: &str, code: RDKafkaErrorCode) -> Error {
         match (&self.id, code) {
+            _ if self.timed_out(code) => transaction_timeout(self.timeout.as_secs()),
             (Some(id), RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => {
                 transactions_denied(doing, id.trim_end_matches(|c: char| c.is_ascii_digit()))
             }

@@ -7,3 +7,4 @@ mod failures;
 mod leader;
 mod making;
 mod secured;
+mod timeout;
