@@ -97,6 +97,11 @@ impl ClientContext for Told {
             let reason = message.rsplit_once("]: ").map_or(message, |(_, reason)| reason);
             *self.connection.lock() = Some(reason.to_owned());
         }
+        // No token: nothing is connected before there is one.
+        if facility == "OIDC" {
+            let reason = message.split_once("]: ").map_or(message, |(_, reason)| reason);
+            *self.connection.lock() = Some(reason.to_owned());
+        }
         if let Some(topic) = denied_topic(facility, message) {
             self.denied.lock().get_or_insert_with(|| topic.to_owned());
         }

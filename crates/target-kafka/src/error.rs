@@ -42,8 +42,12 @@ pub(crate) fn is_fenced(code: RDKafkaErrorCode) -> bool {
 pub(crate) fn refused(doing: &str, failure: KafkaError, told: Option<String>) -> Error {
     let code = code_of(&failure);
     // What was asked for only timed out; why the connection failed is in the client's words.
-    let not_let_in =
-        |told: &String| told.contains("SASL authentication error") || told.contains("SSL handshake failed");
+    let not_let_in = |told: &String| {
+        told.contains("SASL authentication error")
+            || told.contains("SSL handshake failed")
+            || told.contains(NO_TOKEN)
+    };
+    let comes_back = told.as_deref().is_some_and(token_may_come);
     let code = match code {
         Some(code) if is_transient(code) && told.as_ref().is_some_and(not_let_in) => {
             Some(RDKafkaErrorCode::Authentication)
@@ -62,7 +66,22 @@ pub(crate) fn refused(doing: &str, failure: KafkaError, told: Option<String>) ->
         Some(told) => error.with_cause(told),
         None => error,
     };
+    let error = match error.code() {
+        AUTHENTICATION if comes_back => error.with_class(Class::Transient),
+        _ => error,
+    };
     error.with_origin(failure)
+}
+
+/// What librdkafka logs before the token endpoint's address and its words, and the status in parentheses; below 100 where there was no
+/// answer (librdkafka source, `rd_kafka_oidc_token_client_credentials_refresh_cb`).
+const NO_TOKEN: &str = "Failed to retrieve OIDC token from ";
+
+/// Whether the token endpoint could not be asked, or failed by itself: unlike a refusal, that may pass.
+fn token_may_come(told: &str) -> bool {
+    let status =
+        told.rsplit_once('(').and_then(|(_, status)| status.trim_end_matches(')').parse::<i32>().ok());
+    told.contains(NO_TOKEN) && status.is_some_and(|status| !(100..500).contains(&status))
 }
 
 /// The code of an error, also of the kinds that librdkafka's wrapper gives none for.
@@ -85,7 +104,7 @@ pub(crate) fn by_code(doing: &str, code: RDKafkaErrorCode) -> Error {
         | Is::Authentication
         | Is::SSL => Error::task_broken(AUTHENTICATION, problem("the brokers do not accept the connection"))
             .with_cure(Cure::advice(
-                "check security_protocol, sasl and the certificates of the connection against the brokers' listener",
+                "check security_protocol, sasl and the certificates of the connection against the brokers' listener; for OAUTHBEARER the token endpoint, too",
             )),
         Is::TopicAuthorizationFailed => topic_denied(doing, None, "PREFIX --resource-pattern-type prefixed"),
         Is::TransactionalIdAuthorizationFailed => transactions_denied(doing, "PREFIX"),

@@ -27,3 +27,6 @@ mod write;
 pub use config::{BinaryMode, DecimalMode, Format, Guarantee, KafkaConfig, PartitionPolicy, TimeMode};
 pub use mapping::{ColumnType, Encoding, Unit, map_type};
 pub use target::KafkaTarget;
+
+/// Whether this build speaks GSSAPI (Kerberos), which needs the library of Cyrus SASL.
+pub const HAS_GSSAPI: bool = cfg!(feature = "gssapi");

@@ -8,9 +8,10 @@ use pgferry_target_kafka::{BinaryMode, DecimalMode, Format, Guarantee, Partition
 use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY};
 use super::raw_kafka::{
     RawBinaryMode, RawDecimalMode, RawGuarantee, RawKafka, RawKafkaFormat, RawKafkaTask, RawPartitionPolicy,
-    RawSaslMechanism, RawSecurityProtocol, RawTimeMode,
+    RawSecurityProtocol, RawTimeMode,
 };
 use super::rules;
+use super::sasl;
 use super::scalar::SecretSource;
 use super::validated::in_folder;
 
@@ -92,52 +93,10 @@ pub(super) fn connection(
         ("security.protocol".to_owned(), protocol.word().to_owned()),
     ];
     let mut secrets = Vec::new();
-    sasl(path, raw, protocol, folder, &mut own, &mut secrets, faults);
+    sasl::read(path, raw, protocol, folder, &mut own, &mut secrets, faults);
     tls(path, raw, protocol, folder, &mut own, &mut secrets, faults);
     own.extend(properties(&raw.properties));
     Some(KafkaConnection { name: name.to_owned(), properties: own, secrets })
-}
-
-fn sasl(
-    path: &str,
-    raw: &RawKafka,
-    protocol: RawSecurityProtocol,
-    folder: &Path,
-    own: &mut Vec<(String, String)>,
-    secrets: &mut Vec<(&'static str, &'static str, SecretSource)>,
-    faults: &mut Vec<Fault>,
-) {
-    let Some(sasl) = &raw.sasl else {
-        let named = raw.properties.keys().any(|name| name.contains("sasl."));
-        if protocol.has_sasl() && !named {
-            let problem = format!("`security_protocol = \"{}\"` needs `sasl`", protocol.word());
-            let fault = Fault::new(MISSING_KEY, format!("{path}.sasl"), problem);
-            faults.push(fault.cure("add `sasl = { user = \"...\", password = { env = \"...\" } }`"));
-        }
-        return;
-    };
-    if !protocol.has_sasl() {
-        let fault = Fault::new(
-            CONFLICT,
-            format!("{path}.sasl"),
-            "`sasl` needs `security_protocol = \"sasl_ssl\"` or `\"sasl_plaintext\"`",
-        );
-        faults.push(fault.cure("write `security_protocol = \"sasl_ssl\"`"));
-    }
-    let mechanism = sasl.mechanism.unwrap_or(RawSaslMechanism::ScramSha512);
-    own.push(("sasl.mechanism".to_owned(), mechanism.word().to_owned()));
-    for (key, there) in [("user", sasl.user.is_some()), ("password", sasl.password.is_some())] {
-        if !there {
-            let problem = format!("{} needs `{key}`", mechanism.word());
-            faults.push(Fault::new(MISSING_KEY, format!("{path}.sasl.{key}"), problem));
-        }
-    }
-    own.extend(sasl.user.iter().map(|name| ("sasl.username".to_owned(), name.clone())));
-    secrets.extend(
-        sasl.password
-            .iter()
-            .map(|source| ("sasl.password", "sasl.password", super::validated::secret(source, folder))),
-    );
 }
 
 fn tls(
@@ -179,8 +138,12 @@ fn tls(
 
 /// Secrets that stand in the file itself.
 pub(super) fn plain_secrets(path: &str, raw: &RawKafka, mut each: impl FnMut(String)) {
-    let sasl = raw.sasl.as_ref().and_then(|sasl| sasl.password.as_ref());
-    for (key, source) in [("sasl.password", sasl), ("ssl_key_password", raw.ssl_key_password.as_ref())] {
+    let sasl = raw.sasl.as_ref();
+    for (key, source) in [
+        ("sasl.password", sasl.and_then(|sasl| sasl.password.as_ref())),
+        ("sasl.client_secret", sasl.and_then(|sasl| sasl.client_secret.as_ref())),
+        ("ssl_key_password", raw.ssl_key_password.as_ref()),
+    ] {
         if matches!(source, Some(SecretSource::Plain(_))) {
             each(format!("{path}.{key}"));
         }

@@ -14,6 +14,7 @@ pub mod raw;
 pub mod raw_kafka;
 mod read;
 mod rules;
+mod sasl;
 pub mod scalar;
 pub mod schema;
 #[cfg(test)]

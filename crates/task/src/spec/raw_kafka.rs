@@ -15,7 +15,7 @@ pub struct RawKafka {
     pub bootstrap_servers: Option<Vec<String>>,
     /// How the connection is protected: `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`. Default: `plaintext`.
     pub security_protocol: Option<RawSecurityProtocol>,
-    /// User and password, with `sasl_plaintext` and `sasl_ssl`.
+    /// Who the connection belongs to, with `sasl_plaintext` and `sasl_ssl`.
     pub sasl: Option<RawSasl>,
     /// File with the certificates of the authorities to trust, PEM. Default: the system's. Relative to the task file.
     pub ssl_root_cert: Option<String>,
@@ -66,16 +66,31 @@ impl RawSecurityProtocol {
     }
 }
 
-/// User and password.
+/// Who a connection belongs to.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawSasl {
-    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`. Default: `SCRAM-SHA-512`.
+    /// `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER` or `GSSAPI` (Kerberos; in builds with the feature `gssapi`).
+    /// Default: `SCRAM-SHA-512`.
     pub mechanism: Option<RawSaslMechanism>,
-    /// User. Required.
+    /// User, with `PLAIN` and `SCRAM-SHA-*`. Required there.
     pub user: Option<String>,
-    /// Password. Required.
+    /// Password, with `PLAIN` and `SCRAM-SHA-*`. Required there.
     pub password: Option<SecretSource>,
+    /// URL that tokens are had from, with `OAUTHBEARER` (grant type `client_credentials`). Required there.
+    pub token_endpoint: Option<String>,
+    /// The client's name at the token endpoint, with `OAUTHBEARER`. Required there.
+    pub client_id: Option<String>,
+    /// The client's secret, with `OAUTHBEARER`. Required there.
+    pub client_secret: Option<SecretSource>,
+    /// What the token is asked for, with `OAUTHBEARER`. Default: the endpoint's.
+    pub scope: Option<String>,
+    /// The client's principal, with `GSSAPI`. Required there.
+    pub principal: Option<String>,
+    /// File with the principal's key, with `GSSAPI`. Required there. Relative to the task file.
+    pub keytab: Option<String>,
+    /// The brokers' principal before the host, with `GSSAPI`. Default: `kafka`.
+    pub service_name: Option<String>,
 }
 
 /// How a user is authenticated.
@@ -90,6 +105,12 @@ pub enum RawSaslMechanism {
     /// Salted challenge and response.
     #[serde(rename = "SCRAM-SHA-512")]
     ScramSha512,
+    /// A token of an OpenID Connect provider.
+    #[serde(rename = "OAUTHBEARER")]
+    OAuthBearer,
+    /// A Kerberos ticket.
+    #[serde(rename = "GSSAPI")]
+    Gssapi,
 }
 
 impl RawSaslMechanism {
@@ -99,6 +120,8 @@ impl RawSaslMechanism {
             RawSaslMechanism::Plain => "PLAIN",
             RawSaslMechanism::ScramSha256 => "SCRAM-SHA-256",
             RawSaslMechanism::ScramSha512 => "SCRAM-SHA-512",
+            RawSaslMechanism::OAuthBearer => "OAUTHBEARER",
+            RawSaslMechanism::Gssapi => "GSSAPI",
         }
     }
 }

@@ -283,3 +283,52 @@ fn the_schema_and_the_reference_page_are_current() {
         assert!(section.contains("\n| `"), "a section without keys: {section}");
     }
 }
+
+fn bus(sasl: &str) -> String {
+    format!(
+        "version = 1\n[connections.pg]\nkind = \"postgres\"\nhost = \"db\"\ndatabase = \"shop\"\nuser = \"u\"\n\
+         [connections.bus]\nkind = \"kafka\"\nbootstrap_servers = [\"k1:9093\"]\nsecurity_protocol = \"sasl_ssl\"\n\
+         sasl = {{ {sasl} }}\n[tasks.a]\nsource = \"pg\"\ntarget = \"bus\"\ninclude = [\"public.*\"]\n"
+    )
+}
+
+#[test]
+fn each_mechanism_of_sasl_has_its_keys() {
+    let token = "mechanism = \"OAUTHBEARER\", token_endpoint = \"https://t/token\", client_id = \"me\"";
+    let text = bus(&format!("{token}, client_secret = {{ env = \"S\" }}, scope = \"kafka\""));
+    let spec = read_text(Path::new("a.toml"), &text).unwrap();
+    let Some(Connection::Kafka(connection)) = spec.connections.get("bus") else { panic!("{spec:?}") };
+    for pair in [
+        ("sasl.mechanism", "OAUTHBEARER"),
+        ("sasl.oauthbearer.method", "oidc"),
+        ("sasl.oauthbearer.token.endpoint.url", "https://t/token"),
+        ("sasl.oauthbearer.client.id", "me"),
+        ("sasl.oauthbearer.scope", "kafka"),
+    ] {
+        let has = connection.properties.iter().any(|(key, value)| (key.as_str(), value.as_str()) == pair);
+        assert!(has, "{pair:?}: {:?}", connection.properties);
+    }
+    assert_eq!(connection.secrets[0].0, "sasl.oauthbearer.client.secret");
+
+    let told = faults(&bus(&format!("{token}, user = \"me\"")));
+    assert!(told.contains("OAUTHBEARER needs `client_secret`"), "{told}");
+    assert!(told.contains("`user` belongs to another mechanism than OAUTHBEARER"), "{told}");
+    let told = faults(&bus("user = \"me\", scope = \"kafka\""));
+    assert!(told.contains("SCRAM-SHA-512 needs `password`"), "{told}");
+    assert!(told.contains("`scope` belongs to another mechanism"), "{told}");
+    let text = bus(&format!("{token}, client_secret = \"hunter2\""));
+    let spec = read_text(Path::new("a.toml"), &text).unwrap();
+    assert_eq!(spec.warnings[0].path, "connections.bus.sasl.client_secret");
+    assert!(!format!("{spec:?}").contains("hunter2"));
+}
+
+#[test]
+fn kerberos_is_refused_by_name_where_the_build_does_not_speak_it() {
+    let text = bus("mechanism = \"GSSAPI\", principal = \"ferry@SHOP\", keytab = \"ferry.keytab\"");
+    if pgferry_target_kafka::HAS_GSSAPI {
+        assert!(read_text(Path::new("a.toml"), &text).is_ok());
+    } else {
+        let told = faults(&text);
+        assert!(told.contains("config.unsupported") && told.contains("does not speak GSSAPI"), "{told}");
+    }
+}
