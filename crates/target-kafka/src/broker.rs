@@ -28,6 +28,8 @@ use crate::error::{
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The longest wait for a connection and the first answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How long what was committed may take until it can be read.
+const READABLE_WITHIN: Duration = Duration::from_secs(5);
 /// A topic that was made and is not seen after this time may be one that the user may not describe.
 const HIDDEN_AFTER: Duration = Duration::from_secs(1);
 /// A topic that was made and is not seen after this time is made again.
@@ -109,8 +111,10 @@ impl ClientContext for Told {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
-        // That all brokers are down is what it says last, and says the least.
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+        // That all brokers are down is what it says last, and says the least; why there is no token it has logged with the address.
+        let less = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown)
+            || reason.starts_with("Failed to acquire SASL OAUTHBEARER token");
+        if !less {
             *self.connection.lock() = Some(reason.to_owned());
         }
     }
@@ -245,6 +249,19 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until the transactions that are committed now can be read: a commit is answered before its partitions know of it. What is open
+    /// for longer is not waited for.
+    pub(crate) fn await_readable(&self, topic: &str, partitions: i32) -> Result<()> {
+        let deadline = Instant::now() + READABLE_WITHIN;
+        for partition in 0..partitions {
+            let (_, end) = self.offsets(topic, partition, Isolation::Everything)?;
+            while self.offsets(topic, partition, Isolation::Committed)?.1 < end && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
     }
 
     /// Makes topics, each with the table that it belongs to; those that are there already are left as they are. `compacted`: old records

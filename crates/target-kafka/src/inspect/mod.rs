@@ -119,6 +119,7 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     let topic = topic_of(target.config(), table);
     let topics = target.cluster().topics()?;
     let Some(&partitions) = topics.get(&topic) else { return Err(topic_gone(&table.name, &topic)) };
+    target.cluster().await_readable(&topic, partitions)?;
     let mut events = Ordered::new(target.cluster(), &table.name, &topic, partitions)?;
     let mut rows = Rows::default();
     while let Some(event) = events.next()? {
@@ -151,6 +152,7 @@ pub(crate) fn written_keys(holder: &Holder, lane: &Arc<Lane>, from: &[i64]) -> R
     let mut of_others = HashSet::new();
     let mut first = from.to_vec();
     first.resize(route.partitions as usize, 0);
+    holder.cluster.await_readable(&route.topic, route.partitions)?;
     holder.cluster.read(&route.topic, &first, Some(&route.table), &mut |read| {
         match event::of(&route.table, &read, &mut of_others) {
             Some(Event { what: What::Put, partition, key: Some(key), .. }) => {

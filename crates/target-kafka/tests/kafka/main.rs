@@ -8,3 +8,4 @@ mod leader;
 mod making;
 mod secured;
 mod timeout;
+mod tokens;

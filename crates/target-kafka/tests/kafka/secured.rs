@@ -68,3 +68,56 @@ async fn what_is_wrong_with_a_connection_is_said() -> Result<()> {
     }
     Ok(())
 }
+
+/// Salted passwords, as the brokers keep them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_salted_password_is_taken_and_a_wrong_one_is_not() -> Result<()> {
+    let Some(broker) = broker()? else { return Ok(()) };
+    let (user, password) = ("salted", "pepper+1");
+    let line = format!(
+        "kafka-configs.sh --bootstrap-server {} --alter --entity-type users --entity-name {user} \
+         --add-config SCRAM-SHA-256=[password={password}],SCRAM-SHA-512=[password={password}]",
+        broker.bootstrap_servers()
+    );
+    let running = broker.clone();
+    tokio::task::spawn_blocking(move || running.run_line(&line)).await??;
+    for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let with = |password| {
+            secured(
+                &broker,
+                &[("sasl.mechanism", mechanism), ("sasl.username", user), ("sasl.password", password)],
+            )
+        };
+        let failed = opened(with(password)).await?;
+        ensure!(failed.is_none(), "{mechanism}: {failed:?}");
+        let told = opened(with("sugar+1")).await?;
+        let fits =
+            told.as_ref().is_some_and(|(code, _, text)| *code == AUTHENTICATION && !text.contains("sugar"));
+        ensure!(fits, "{mechanism}: {told:?}");
+    }
+    Ok(())
+}
+
+/// The client's certificate says who it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_a_certificate_is_taken_and_one_without_is_not() -> Result<()> {
+    let Some(broker) = broker()? else { return Ok(()) };
+    let (certificate, key) = broker.client_certificate("ferry")?;
+    let mut config = config(&broker);
+    config.guarantee = Guarantee::ExactlyOnce;
+    config.properties = [
+        ("bootstrap.servers", broker.mutual_servers()),
+        ("security.protocol", "ssl".to_owned()),
+        ("ssl.ca.location", broker.authority().display().to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec();
+    let told = opened(config.clone()).await?;
+    ensure!(told.as_ref().is_some_and(|(code, ..)| *code == AUTHENTICATION), "without: {told:?}");
+    for (property, file) in [("ssl.certificate.location", certificate), ("ssl.key.location", key)] {
+        config.properties.push((property.to_owned(), file.display().to_string()));
+    }
+    let failed = opened(config).await?;
+    ensure!(failed.is_none(), "{failed:?}");
+    Ok(())
+}

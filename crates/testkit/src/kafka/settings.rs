@@ -222,9 +222,14 @@ fn tokens(setup: &Setup) -> Vec<Setting> {
             "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;".to_owned(),
         ),
         ("listener.name.token.oauthbearer.sasl.server.callback.handler.class", checked.to_owned()),
-        ("listener.name.token.oauthbearer.sasl.oauthbearer.jwks.endpoint.url", url(keys)),
-        ("listener.name.token.oauthbearer.sasl.oauthbearer.expected.audience", TOKEN_AUDIENCE.to_owned()),
-        ("listener.name.token.oauthbearer.sasl.oauthbearer.expected.issuer", TOKEN_ISSUER.to_owned()),
+        // The default of 4.1 checks no signature; 3.9 has no such setting, and does.
+        (
+            "sasl.oauthbearer.jwt.validator.class",
+            "org.apache.kafka.common.security.oauthbearer.BrokerJwtValidator".to_owned(),
+        ),
+        ("sasl.oauthbearer.jwks.endpoint.url", url(keys)),
+        ("sasl.oauthbearer.expected.audience", TOKEN_AUDIENCE.to_owned()),
+        ("sasl.oauthbearer.expected.issuer", TOKEN_ISSUER.to_owned()),
     ]
 }
 
