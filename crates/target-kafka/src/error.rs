@@ -45,6 +45,8 @@ pub(crate) fn refused(doing: &str, failure: KafkaError, told: Option<String>) ->
     let not_let_in = |told: &String| {
         told.contains("SASL authentication error")
             || told.contains("SSL handshake failed")
+            // With TLS 1.3 a missing certificate is said after the handshake.
+            || (told.contains("SSL routines") && told.contains(" alert "))
             || told.contains(NO_TOKEN)
     };
     let comes_back = told.as_deref().is_some_and(token_may_come);

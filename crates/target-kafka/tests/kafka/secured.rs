@@ -74,14 +74,14 @@ async fn what_is_wrong_with_a_connection_is_said() -> Result<()> {
 async fn a_salted_password_is_taken_and_a_wrong_one_is_not() -> Result<()> {
     let Some(broker) = broker()? else { return Ok(()) };
     let (user, password) = ("salted", "pepper+1");
-    let line = format!(
-        "kafka-configs.sh --bootstrap-server {} --alter --entity-type users --entity-name {user} \
-         --add-config SCRAM-SHA-256=[password={password}],SCRAM-SHA-512=[password={password}]",
-        broker.bootstrap_servers()
-    );
-    let running = broker.clone();
-    tokio::task::spawn_blocking(move || running.run_line(&line)).await??;
     for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let line = format!(
+            "kafka-configs.sh --bootstrap-server {} --alter --entity-type users --entity-name {user} \
+             --add-config {mechanism}=[password={password}]",
+            broker.bootstrap_servers()
+        );
+        let running = broker.clone();
+        tokio::task::spawn_blocking(move || running.run_line(&line)).await??;
         let with = |password| {
             secured(
                 &broker,
