@@ -7,5 +7,7 @@ mod failures;
 mod leader;
 mod making;
 mod secured;
+#[cfg(feature = "gssapi")]
+mod tickets;
 mod timeout;
 mod tokens;
