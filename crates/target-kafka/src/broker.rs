@@ -190,6 +190,16 @@ impl Cluster {
 
     /// The first offset of a partition, and the one that its next record gets: of what is committed, or of everything.
     pub(crate) fn offsets(&self, topic: &str, partition: i32, isolation: Isolation) -> Result<(i64, i64)> {
+        let asked = self.watermarks(topic, partition, isolation);
+        asked.map_err(|failure| self.failed(&format!("asking for the offsets of topic {topic}"), failure))
+    }
+
+    fn watermarks(
+        &self,
+        topic: &str,
+        partition: i32,
+        isolation: Isolation,
+    ) -> std::result::Result<(i64, i64), KafkaError> {
         // A client reads what is committed, unless it is told otherwise.
         let client = match isolation {
             Isolation::Committed => self.client(),
@@ -203,10 +213,29 @@ impl Cluster {
             };
             // A partition that was just made has no leader for a moment.
             if code_of(&failure).is_none_or(|code| !is_transient(code)) || Instant::now() >= deadline {
-                return Err(self.failed(&format!("asking for the offsets of topic {topic}"), failure));
+                return Err(failure);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until no transaction is open in a partition, of those that are when it is asked: of their records it is not known yet whether
+    /// they count, and what follows them is not readable. The brokers answer a commit before they have written it to every partition.
+    /// `false`: it took longer.
+    pub(crate) fn await_decided(&self, topic: &str, partition: i32, within: Duration) -> Result<bool> {
+        let (_, end) = self.offsets(topic, partition, Isolation::Everything)?;
+        let deadline = Instant::now() + within;
+        let mut told = false;
+        while self.offsets(topic, partition, Isolation::Committed)?.1 < end {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!(topic, "a transaction is open; waiting for its end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(true)
     }
 
     /// Makes topics; those that are there already are left as they are.
@@ -340,8 +369,8 @@ impl Cluster {
         consumer.map_err(|failure| refused("connecting to the cluster", failure, None))
     }
 
-    /// Calls `each` with every committed record of the partitions that `from` has a first offset for (0: from the beginning), up to the
-    /// end of each or its first open transaction. A partition's records come in their order. `owner`: whose topic it is, where it
+    /// Calls `each` with every committed record of the partitions that `from` has a first offset for (0: from the beginning), up to what
+    /// was the end of each, or its first open transaction, when it began. A partition's records come in their order. `owner`: whose topic it is, where it
     /// belongs to a table.
     pub(crate) fn read(
         &self,
@@ -363,7 +392,9 @@ pub(crate) struct Reader<'a> {
     consumer: BaseConsumer<Told>,
     topic: String,
     owner: Option<TableName>,
-    open: Vec<bool>,
+    /// By partition what it is read up to, as it was at the start; `None`: that is done.
+    ends: Vec<Option<i64>>,
+    heard: Instant,
 }
 
 impl<'a> Reader<'a> {
@@ -388,43 +419,81 @@ impl<'a> Reader<'a> {
             .and_then(|()| consumer.assign(&list))
             .map_err(|failure| cluster.failed(&format!("reading topic {topic}"), failure))?;
         let (topic, owner) = (topic.to_owned(), owner.cloned());
-        Ok(Reader { cluster, consumer, topic, owner, open: vec![true; from.len()] })
+        let mut reader = Reader {
+            cluster,
+            consumer,
+            topic,
+            owner,
+            ends: Vec::with_capacity(from.len()),
+            heard: Instant::now(),
+        };
+        // A partition that is written to without a pause would never tell its end by itself.
+        for (partition, &first) in from.iter().enumerate() {
+            let asked = cluster.watermarks(&reader.topic, partition as i32, Isolation::Committed);
+            let (begins, end) = asked.map_err(|failure| reader.failed(failure))?;
+            reader.ends.push(Some(end).filter(|end| *end > begins.max(first)));
+        }
+        Ok(reader)
     }
 
     /// Takes the next record of any partition. `false`: every partition has ended.
     pub(crate) fn next(&mut self, each: &mut dyn FnMut(Read<'_>) -> Result<()>) -> Result<bool> {
-        if !self.open.contains(&true) {
+        if self.ends.iter().all(Option::is_none) {
             return Ok(false);
         }
-        let doing = || format!("reading topic {}", self.topic);
-        match self.consumer.poll(ANSWER_WITHIN) {
-            Some(Ok(message)) => each(Read {
-                partition: message.partition(),
-                key: message.key(),
-                value: message.payload(),
-                headers: message.headers(),
-            })?,
-            Some(Err(KafkaError::PartitionEOF(partition))) => {
-                if let Some(open) = self.open.get_mut(partition as usize) {
-                    *open = false;
+        let polled = self.consumer.poll(ANSWER_WITHIN);
+        if polled.is_some() {
+            self.heard = Instant::now();
+        }
+        match polled {
+            Some(Ok(message)) => {
+                let place = self.ends.get_mut(message.partition() as usize);
+                let Some((place, end)) = place.and_then(|place| place.map(|end| (place, end))) else {
+                    return Ok(true);
+                };
+                if message.offset() + 1 >= end {
+                    *place = None;
+                }
+                if message.offset() < end {
+                    each(Read {
+                        partition: message.partition(),
+                        key: message.key(),
+                        value: message.payload(),
+                        headers: message.headers(),
+                    })?;
                 }
             }
-            Some(Err(failure)) => match (code_of(&failure), &self.owner) {
-                (
-                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition),
-                    Some(owner),
-                ) => return Err(topic_gone(owner, &self.topic)),
-                (Some(code), _) if passes(code) => {}
-                _ => return Err(self.cluster.failed(&doing(), failure)),
-            },
-            None => return Err(by_code(&doing(), RDKafkaErrorCode::OperationTimedOut)),
+            // The last offsets may be no records.
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                if let Some(end) = self.ends.get_mut(partition as usize) {
+                    *end = None;
+                }
+            }
+            Some(Err(failure)) if code_of(&failure).is_some_and(passes) => {}
+            Some(Err(failure)) => return Err(self.failed(failure)),
+            // The client returns early for events that it keeps to itself.
+            None if self.heard.elapsed() < ANSWER_WITHIN => {}
+            None => {
+                let doing = format!("reading topic {}", self.topic);
+                return Err(by_code(&doing, RDKafkaErrorCode::OperationTimedOut));
+            }
         }
         Ok(true)
     }
 
+    fn failed(&self, failure: KafkaError) -> pgferry_model::Error {
+        match (code_of(&failure), &self.owner) {
+            (
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition),
+                Some(owner),
+            ) => topic_gone(owner, &self.topic),
+            _ => self.cluster.failed(&format!("reading topic {}", self.topic), failure),
+        }
+    }
+
     /// Whether the partition has records to come.
     pub(crate) fn is_open(&self, partition: usize) -> bool {
-        self.open.get(partition).copied().unwrap_or(false)
+        self.ends.get(partition).is_some_and(Option::is_some)
     }
 
     /// Holds a partition's records back, or lets them come again.

@@ -177,6 +177,7 @@ const FRAME_BYTES: usize = 61 + 6 * 5;
 /// Where a table's too large records go.
 #[derive(Clone, Debug)]
 pub(crate) struct DeadLetters {
+    pub(crate) task: TaskId,
     pub(crate) topic: String,
     /// The largest batch of the table's topic, in bytes.
     pub(crate) limit: usize,
@@ -216,7 +217,8 @@ mod tests {
 
     #[test]
     fn a_letter_tells_what_it_is_and_leaves_out_what_does_not_fit() {
-        let letters = DeadLetters { topic: "dead".to_owned(), limit: 200, own_limit: 1_000 };
+        let letters =
+            DeadLetters { task: TaskId::new("shop"), topic: "dead".to_owned(), limit: 200, own_limit: 1_000 };
         let (small, large, huge) = (vec![b'x'; 50], vec![b'x'; 300], vec![b'x'; 3_000]);
         let record = |value| Record { key: Some(b"k"), value: Some(value), headers: &[], everywhere: false };
         assert!(!letters.takes(&record(&small)) && letters.takes(&record(&large)));

@@ -87,7 +87,7 @@ fn transactional_id(config: &KafkaConfig, task: &TaskId, number: usize) -> Strin
 }
 
 /// The partition of the state topic that a task's records are in.
-fn state_partition(task: &TaskId, partitions: i32) -> i32 {
+pub(crate) fn state_partition(task: &TaskId, partitions: i32) -> i32 {
     crate::write::partition_of(task.as_str().as_bytes(), partitions)
 }
 
@@ -307,7 +307,7 @@ impl Holder {
         let letters = self.config.dead_letter_topic.clone()?;
         let limit = *view.limits.get(topic)?;
         let own_limit = view.limits.get(&letters).copied().unwrap_or(limit);
-        Some(DeadLetters { topic: letters, limit, own_limit })
+        Some(DeadLetters { task: self.task.clone(), topic: letters, limit, own_limit })
     }
 
     /// What is known of a table's topic is looked up anew by its next write.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -21,13 +22,16 @@ use crate::copy;
 use crate::deliver;
 use crate::error::{fenced, registry_missing, topic_exists};
 use crate::extra_topics::{Heart, tell_columns};
-use crate::holder::{Holder, look, make_topics};
+use crate::holder::{Holder, look, make_topics, state_partition};
 use crate::mapping::map_column;
 use crate::progress::{
     Entry, StateRecord, Tasks, chunk_record, columns_of, position_record, source_record, table_record,
 };
 use crate::schema::{self, Step, There, TopicPlan};
 use crate::schema_registry::SchemaRegistry;
+
+/// How long a look at what is held waits for transactions that are being ended.
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(30);
 
 struct Shared {
     config: Arc<KafkaConfig>,
@@ -261,6 +265,10 @@ impl Target for KafkaTarget {
         Ok(table.columns.iter().map(mapping).collect())
     }
 
+    fn place_of(&self, table: &Table) -> String {
+        format!("topic {}", schema::topic_of(self.config(), table))
+    }
+
     async fn open(&self, task: &TaskId) -> Result<Progress> {
         make_topics(self.config(), self.cluster()).await?;
         let task = task.clone();
@@ -280,7 +288,18 @@ impl Target for KafkaTarget {
     async fn held(&self, task: &TaskId) -> Result<Option<Progress>> {
         let task = task.clone();
         self.blocking(move |target| {
-            let (mut tasks, _) = look(target.config(), target.cluster())?;
+            let (config, cluster) = (target.config(), target.cluster());
+            let topics = cluster.topics()?;
+            let partitions = topics.get(&config.state_topic).copied().unwrap_or(0);
+            if partitions > 0 {
+                // What a run that has just ended has committed.
+                cluster.await_decided(
+                    &config.state_topic,
+                    state_partition(&task, partitions),
+                    LOOKED_AT_WITHIN,
+                )?;
+            }
+            let mut tasks = Tasks::read(cluster, &config.state_topic, partitions, None)?;
             let held = tasks.0.remove(&task).filter(|held| held.epoch.epoch > 0);
             held.map(|held| held.progress()).transpose()
         })

@@ -362,7 +362,7 @@ impl Sender<'_> {
             topic = letters.topic,
             "a record is larger than its topic takes, and is a dead letter now"
         );
-        metrics::counter!("pgferry_dead_letters_total", "table" => route.table.to_string()).increment(1);
+        metrics::counter!("pgferry_dead_letters_total", "task" => letters.task.to_string()).increment(1);
         let sent = self.producer.send(&letters.topic, 0, &letter, NO_ROUTE);
         sent.map_err(|failure| self.producer.failed(&format!("writing to topic {}", letters.topic), failure))
     }

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ impl SchemaRegistry {
         Ok(Ok(registry))
     }
 
-    fn await_answer(&self, place: &PathBuf) -> Result<()> {
+    fn await_answer(&self, place: &Path) -> Result<()> {
         let until = Instant::now() + START_WITHIN;
         while !self.answers() {
             if Instant::now() > until {

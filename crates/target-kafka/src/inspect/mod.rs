@@ -6,7 +6,8 @@
 //!   partition 2 ─┘
 //! ```
 //!
-//! Invariant: what is folded is what a consumer of committed records reads, up to the first open transaction.
+//! Invariant: what is folded is what a consumer of committed records reads, up to the first transaction that is open for longer than
+//! half a minute.
 //!
 //! Limits: every row of the table is held in memory; floats are written as PostgreSQL 12 and later write them.
 
@@ -16,6 +17,7 @@ mod text;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pgferry_model::{Cure, Error, Result, Table, TableName};
@@ -122,6 +124,7 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     let topic = topic_of(target.config(), table);
     let topics = target.cluster().topics()?;
     let Some(&partitions) = topics.get(&topic) else { return Err(topic_gone(&table.name, &topic)) };
+    await_decided(target, &topic, partitions)?;
     let registry = target.registry().map(Arc::clone);
     let mut events = Ordered::new(target.cluster(), registry, &table.name, &topic, partitions)?;
     let mut rows = Rows::default();
@@ -130,6 +133,21 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     }
     events.reader.end();
     Ok(rows.into_rows())
+}
+
+/// How long the end of a transaction is waited for, in each partition.
+const DECIDED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until what was written before now is readable. A transaction that this process has open itself is not waited for.
+fn await_decided(target: &KafkaTarget, topic: &str, partitions: i32) -> Result<()> {
+    let open_here = target.holder().is_ok_and(|holder| holder.stream.lock().producer.has_begun());
+    if open_here {
+        return Ok(());
+    }
+    for partition in 0..partitions {
+        target.cluster().await_decided(topic, partition, DECIDED_WITHIN)?;
+    }
+    Ok(())
 }
 
 fn text_rows(target: &KafkaTarget, table: &Table) -> Result<Vec<TextRow>> {

@@ -2,6 +2,7 @@
 
 mod contract;
 mod documents;
+mod extras;
 mod failures;
 mod making;
 mod secured;

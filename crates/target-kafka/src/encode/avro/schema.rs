@@ -109,11 +109,12 @@ fn type_of(encoding: &Encoding, defined: &mut bool) -> Value {
 }
 
 fn required(name: &str, schema: Value) -> Value {
-    json!({ "name": name, "type": schema })
+    with(json!({ "name": name }), "type", schema)
 }
 
 fn optional(name: &str, schema: Value) -> Value {
-    json!({ "name": name, "type": ["null", schema], "default": null })
+    let schema = Value::Array(vec!["null".into(), schema]);
+    with(required(name, schema), "default", Value::Null)
 }
 
 pub(super) fn key(config: &KafkaConfig, table: &Table, columns: &[ColumnEncoder]) -> Value {
