@@ -56,6 +56,10 @@ impl Target for Observed {
         self.inner.snapshot_format(table, column)
     }
 
+    fn place_of(&self, table: &Table) -> String {
+        self.inner.place_of(table)
+    }
+
     fn mapping(&self, table: &Table) -> Result<Vec<ColumnMapping>> {
         self.inner.mapping(table)
     }

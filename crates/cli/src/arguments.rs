@@ -182,6 +182,8 @@ pub(crate) struct InitArguments {
 pub(crate) enum Template {
     /// PostgreSQL to a DuckDB file
     Duckdb,
+    /// An entire PostgreSQL database to Kafka topics
+    Kafka,
 }
 
 #[derive(Debug, Subcommand)]

@@ -61,6 +61,7 @@ fn describe() {
     describe_counter!("pgferry_transactions_total", "Transactions delivered");
     describe_counter!("pgferry_retries_total", "Retries after errors that may pass");
     describe_counter!("pgferry_errors_total", "Tables set aside, by error code");
+    describe_counter!("pgferry_dead_letters_total", "Records too large for their Kafka topic, set aside");
     describe_histogram!("pgferry_batch_rows", "Changes per delivery");
     describe_histogram!("pgferry_stage_duration_seconds", Unit::Seconds, "Time per delivery");
 }

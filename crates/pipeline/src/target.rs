@@ -146,6 +146,11 @@ pub trait Target: Send + Sync {
     /// What becomes of a table's columns, in their order. An error where a table cannot be carried at all.
     fn mapping(&self, table: &Table) -> Result<Vec<ColumnMapping>>;
 
+    /// What holds a table in the target, for people.
+    fn place_of(&self, table: &Table) -> String {
+        table.target_name.to_string()
+    }
+
     /// Takes the lease: raises the epoch, and tells what it holds of the task. Idempotent but for the epoch. An older holder's
     /// next commit fails.
     async fn open(&self, task: &TaskId) -> Result<Progress>;

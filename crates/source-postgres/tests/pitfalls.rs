@@ -515,13 +515,13 @@ async fn a_type_that_changes_before_the_first_change_is_noticed() -> Result<()> 
 /// A target that takes longer than the server waits for a sign of life: the connection stays up, and nothing comes twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_longer_than_the_servers_patience_keeps_the_connection() -> Result<()> {
-    let server = Server::start(ServerOptions::new(15).set("wal_sender_timeout", "1s")).await?;
+    let server = Server::start(ServerOptions::new(15).set("wal_sender_timeout", "3s")).await?;
     let database = server.create_database().await?;
     database.execute("CREATE TABLE t(id int PRIMARY KEY, pad text)").await?;
     let (config, target) = (config(&database), MemoryTarget::default());
     succeeding(&config, &target).await?;
     let handle = target.reopened();
-    handle.fail(1, Fault::Slow(Duration::from_secs(5))).await;
+    handle.fail(1, Fault::Slow(Duration::from_secs(10))).await;
     let live = Live::over(Arc::new(PostgresSource::new(config.clone())), config.sync_mode, &handle, 1);
     for round in 0..5 {
         database

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pgferry_model::{Class, Error, Result, TableName};
 use pgferry_pipeline::error::worker_lost;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -21,15 +23,14 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::config::KafkaConfig;
 use crate::error::{
-    PROPERTY, by_code, by_code_of, by_code_on, code_of, is_transient, refused, removal_denied, topic_gone,
+    PROPERTY, by_code, by_code_of, by_code_on, code_of, is_transient, refused, removal_denied,
+    settings_denied, topic_gone,
 };
 
 /// The longest wait for an answer of the cluster.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The longest wait for a connection and the first answer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How long what was committed may take until it can be read.
-const READABLE_WITHIN: Duration = Duration::from_secs(5);
 /// A topic that was made and is not seen after this time may be one that the user may not describe.
 const HIDDEN_AFTER: Duration = Duration::from_secs(1);
 /// A topic that was made and is not seen after this time is made again.
@@ -156,6 +157,9 @@ pub(crate) enum Isolation {
     Everything,
 }
 
+/// The topic's setting for the largest batch, in bytes.
+const BATCH_BYTES_MAX: &str = "max.message.bytes";
+
 impl Cluster {
     /// Makes the client; nothing is connected yet. Fails with `target.kafka_property`.
     pub(crate) fn new(config: Arc<KafkaConfig>) -> Result<Cluster> {
@@ -231,6 +235,18 @@ impl Cluster {
 
     /// The first offset of a partition, and the one that its next record gets: of what is committed, or of everything.
     pub(crate) fn offsets(&self, topic: &str, partition: i32, isolation: Isolation) -> Result<(i64, i64)> {
+        let asked = self.watermarks(topic, partition, isolation);
+        asked.map_err(|failure| {
+            self.failed_with(topic, None, &format!("asking for the offsets of topic {topic}"), failure)
+        })
+    }
+
+    fn watermarks(
+        &self,
+        topic: &str,
+        partition: i32,
+        isolation: Isolation,
+    ) -> std::result::Result<(i64, i64), KafkaError> {
         // A client reads what is committed, unless it is told otherwise.
         let client = match isolation {
             Isolation::Committed => self.client(),
@@ -244,39 +260,43 @@ impl Cluster {
             };
             // A partition that was just made has no leader for a moment.
             if code_of(&failure).is_none_or(|code| !is_transient(code)) || Instant::now() >= deadline {
-                let doing = format!("asking for the offsets of topic {topic}");
-                return Err(self.failed_with(topic, None, &doing, failure));
+                return Err(failure);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Waits until the transactions that are committed now can be read: a commit is answered before its partitions know of it. What is open
-    /// for longer is not waited for.
-    pub(crate) fn await_readable(&self, topic: &str, partitions: i32) -> Result<()> {
-        let deadline = Instant::now() + READABLE_WITHIN;
-        for partition in 0..partitions {
-            let (_, end) = self.offsets(topic, partition, Isolation::Everything)?;
-            while self.offsets(topic, partition, Isolation::Committed)?.1 < end && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
+    /// Waits until no transaction is open in a partition, of those that are when it is asked: of their records it is not known yet whether
+    /// they count, and what follows them is not readable. The brokers answer a commit before they have written it to every partition.
+    /// `false`: it took longer.
+    pub(crate) fn await_decided(&self, topic: &str, partition: i32, within: Duration) -> Result<bool> {
+        let (_, end) = self.offsets(topic, partition, Isolation::Everything)?;
+        let deadline = Instant::now() + within;
+        let mut told = false;
+        while self.offsets(topic, partition, Isolation::Committed)?.1 < end {
+            if Instant::now() >= deadline {
+                return Ok(false);
             }
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!(topic, "a transaction is open; waiting for its end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Makes topics, each with the table that it belongs to; those that are there already are left as they are. `compacted`: old records
-    /// of a key are removed.
+    /// Makes topics, each with the table that it belongs to; those that are there already are left as they are.
     pub(crate) async fn make(
         &self,
         topics: &[(&str, Option<&TableName>)],
         partitions: i32,
-        compacted: bool,
+        settings: &[(&str, &str)],
     ) -> Result<()> {
         if topics.is_empty() {
             return Ok(());
         }
         let wanted: Vec<NewTopic<'_>> =
-            topics.iter().map(|(name, _)| self.new_topic(name, partitions, compacted)).collect();
+            topics.iter().map(|(name, _)| self.new_topic(name, partitions, settings)).collect();
         let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
         loop {
             let made = self.admin.create_topics(&wanted, &options()).await;
@@ -297,14 +317,28 @@ impl Cluster {
         }
     }
 
-    fn new_topic<'n>(&self, name: &'n str, partitions: i32, compacted: bool) -> NewTopic<'n> {
+    fn new_topic<'n>(&self, name: &'n str, partitions: i32, settings: &[(&'n str, &'n str)]) -> NewTopic<'n> {
         let copies = TopicReplication::Fixed(self.config.replication_factor.unwrap_or(-1));
         let topic = NewTopic::new(name, partitions, copies);
-        if !compacted {
-            return topic;
+        settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+    }
+
+    /// The largest batch that each topic takes, in bytes.
+    pub(crate) async fn limits(&self, topics: &[String]) -> Result<HashMap<String, usize>> {
+        let wanted: Vec<ResourceSpecifier<'_>> =
+            topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let described = self.admin.describe_configs(&wanted, &options()).await;
+        let mut limits = HashMap::new();
+        for answer in described.map_err(|failure| self.failed("asking for settings of topics", failure))? {
+            let resource = answer.map_err(|code| match code {
+                RDKafkaErrorCode::TopicAuthorizationFailed => settings_denied(),
+                code => by_code("asking for settings of topics", code),
+            })?;
+            let OwnedResourceSpecifier::Topic(topic) = &resource.specifier else { continue };
+            let limit = resource.get(BATCH_BYTES_MAX).and_then(|entry| entry.value.as_ref()?.parse().ok());
+            limits.extend(limit.map(|limit| (topic.clone(), limit)));
         }
-        // Small segments: what is read at a start is what is not compacted yet.
-        topic.set("cleanup.policy", "compact").set("segment.bytes", "16777216")
+        Ok(limits)
     }
 
     /// Removes a table's topic.
@@ -430,8 +464,8 @@ impl Cluster {
         consumer.map_err(|failure| refused("connecting to the cluster", failure, None))
     }
 
-    /// Calls `each` with every committed record of the partitions that `from` has a first offset for (0: from the beginning), up to the
-    /// end of each or its first open transaction. A partition's records come in their order. `owner`: whose topic it is, where it
+    /// Calls `each` with every committed record of the partitions that `from` has a first offset for (0: from the beginning), up to what
+    /// was the end of each, or its first open transaction, when it began. A partition's records come in their order. `owner`: whose topic it is, where it
     /// belongs to a table.
     pub(crate) fn read(
         &self,
@@ -453,7 +487,9 @@ pub(crate) struct Reader<'a> {
     consumer: BaseConsumer<Told>,
     topic: String,
     owner: Option<TableName>,
-    open: Vec<bool>,
+    /// By partition what it is read up to, as it was at the start; `None`: that is done.
+    ends: Vec<Option<i64>>,
+    heard: Instant,
 }
 
 impl<'a> Reader<'a> {
@@ -478,43 +514,84 @@ impl<'a> Reader<'a> {
             .and_then(|()| consumer.assign(&list))
             .map_err(|failure| cluster.failed(&format!("reading topic {topic}"), failure))?;
         let (topic, owner) = (topic.to_owned(), owner.cloned());
-        Ok(Reader { cluster, consumer, topic, owner, open: vec![true; from.len()] })
+        let mut reader = Reader {
+            cluster,
+            consumer,
+            topic,
+            owner,
+            ends: Vec::with_capacity(from.len()),
+            heard: Instant::now(),
+        };
+        // A partition that is written to without a pause would never tell its end by itself.
+        for (partition, &first) in from.iter().enumerate() {
+            let asked = cluster.watermarks(&reader.topic, partition as i32, Isolation::Committed);
+            let (begins, end) = asked.map_err(|failure| reader.failed(failure))?;
+            reader.ends.push(Some(end).filter(|end| *end > begins.max(first)));
+        }
+        Ok(reader)
     }
 
     /// Takes the next record of any partition. `false`: every partition has ended.
     pub(crate) fn next(&mut self, each: &mut dyn FnMut(Read<'_>) -> Result<()>) -> Result<bool> {
-        if !self.open.contains(&true) {
+        if self.ends.iter().all(Option::is_none) {
             return Ok(false);
         }
-        let doing = || format!("reading topic {}", self.topic);
-        match self.consumer.poll(ANSWER_WITHIN) {
-            Some(Ok(message)) => each(Read {
-                partition: message.partition(),
-                key: message.key(),
-                value: message.payload(),
-                headers: message.headers(),
-            })?,
-            Some(Err(KafkaError::PartitionEOF(partition))) => {
-                if let Some(open) = self.open.get_mut(partition as usize) {
-                    *open = false;
+        let polled = self.consumer.poll(ANSWER_WITHIN);
+        if polled.is_some() {
+            self.heard = Instant::now();
+        }
+        match polled {
+            Some(Ok(message)) => {
+                let place = self.ends.get_mut(message.partition() as usize);
+                let Some((place, end)) = place.and_then(|place| place.map(|end| (place, end))) else {
+                    return Ok(true);
+                };
+                if message.offset() + 1 >= end {
+                    *place = None;
+                }
+                if message.offset() < end {
+                    each(Read {
+                        partition: message.partition(),
+                        key: message.key(),
+                        value: message.payload(),
+                        headers: message.headers(),
+                    })?;
                 }
             }
-            Some(Err(failure)) => match (code_of(&failure), self.owner.as_ref()) {
-                (
-                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition),
-                    Some(owner),
-                ) => return Err(topic_gone(owner, &self.topic)),
-                (Some(code), _) if passes(code) => {}
-                (_, owner) => return Err(self.cluster.failed_with(&self.topic, owner, &doing(), failure)),
-            },
-            None => return Err(by_code(&doing(), RDKafkaErrorCode::OperationTimedOut)),
+            // The last offsets may be no records.
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                if let Some(end) = self.ends.get_mut(partition as usize) {
+                    *end = None;
+                }
+            }
+            Some(Err(failure)) if code_of(&failure).is_some_and(passes) => {}
+            Some(Err(failure)) => return Err(self.failed(failure)),
+            // The client returns early for events that it keeps to itself.
+            None if self.heard.elapsed() < ANSWER_WITHIN => {}
+            None => {
+                let doing = format!("reading topic {}", self.topic);
+                return Err(by_code(&doing, RDKafkaErrorCode::OperationTimedOut));
+            }
         }
         Ok(true)
     }
 
+    fn failed(&self, failure: KafkaError) -> pgferry_model::Error {
+        match (code_of(&failure), self.owner.as_ref()) {
+            (
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition),
+                Some(owner),
+            ) => topic_gone(owner, &self.topic),
+            (_, owner) => {
+                let doing = format!("reading topic {}", self.topic);
+                self.cluster.failed_with(&self.topic, owner, &doing, failure)
+            }
+        }
+    }
+
     /// Whether the partition has records to come.
     pub(crate) fn is_open(&self, partition: usize) -> bool {
-        self.open.get(partition).copied().unwrap_or(false)
+        self.ends.get(partition).is_some_and(Option::is_some)
     }
 
     /// Holds a partition's records back, or lets them come again.

@@ -13,7 +13,7 @@
 //! its transactional ids aborts them.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgferry_model::{
     Position, Progress, Result, SourceIdentity, Table, TableName, TableProgress, TableState, TaskId,
@@ -21,7 +21,7 @@ use pgferry_model::{
 use rdkafka::error::RDKafkaErrorCode;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{Cluster, Isolation, Read};
+use crate::broker::{Cluster, Read};
 use crate::error::{by_code, state_damaged};
 
 /// The form of the records; a newer one is refused.
@@ -213,8 +213,11 @@ impl Tasks {
     /// Reads the topic; `task`: the one that must be whole. A topic that is not there holds nothing.
     pub(crate) fn read(cluster: &Cluster, topic: &str, partitions: i32, own: Option<i32>) -> Result<Tasks> {
         let mut tasks = Tasks::default();
-        if let Some(own) = own {
-            await_decided(cluster, topic, own)?;
+        if let Some(own) = own
+            && !cluster.await_decided(topic, own, DECIDED_WITHIN)?
+        {
+            let doing = "waiting for another task's transaction";
+            return Err(by_code(doing, RDKafkaErrorCode::OperationTimedOut));
         }
         cluster.read(topic, &vec![0; partitions as usize], None, &mut |read| tasks.take(topic, &read))?;
         Ok(tasks)
@@ -292,29 +295,4 @@ fn decoded<T: for<'d> Deserialize<'d>>(value: Option<&[u8]>, topic: &str) -> Res
     value.map(serde_json::from_slice).transpose().map_err(|wrong| {
         state_damaged(topic, "a record is not in the form that pgferry writes").with_origin(wrong)
     })
-}
-
-/// Waits until no transaction is open in the partition: of another task's records it is not known yet whether they count, and what
-/// follows them is not readable.
-fn await_decided(cluster: &Cluster, topic: &str, partition: i32) -> Result<()> {
-    let (_, end) = cluster.offsets(topic, partition, Isolation::Everything)?;
-    let deadline = Instant::now() + DECIDED_WITHIN;
-    let mut told = false;
-    while cluster.offsets(topic, partition, Isolation::Committed)?.1 < end {
-        if Instant::now() >= deadline {
-            return Err(by_code(
-                "waiting for another task's transaction",
-                RDKafkaErrorCode::OperationTimedOut,
-            ));
-        }
-        if !told {
-            tracing::info!(
-                topic,
-                "another task's transaction is open in the state topic; waiting for its end"
-            );
-            told = true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

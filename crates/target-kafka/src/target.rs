@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -16,21 +17,28 @@ use pgferry_pipeline::{
 
 use crate::broker::{Cluster, Isolation};
 use crate::check::{self, holds_records, lost_thread};
-use crate::config::{Guarantee, KafkaConfig};
+use crate::config::{Format, Guarantee, KafkaConfig};
 use crate::copy;
 use crate::deliver;
-use crate::error::{fenced, topic_exists};
-use crate::holder::{Holder, look, make_state_topic};
+use crate::error::{fenced, registry_missing, topic_exists};
+use crate::extra_topics::{Heart, tell_columns};
+use crate::holder::{Holder, look, make_topics, state_partition};
 use crate::mapping::map_column;
 use crate::progress::{
     Entry, StateRecord, Tasks, chunk_record, columns_of, position_record, source_record, table_record,
 };
 use crate::schema::{self, Step, There, TopicPlan};
+use crate::schema_registry::SchemaRegistry;
+
+/// How long a look at what is held waits for transactions that are being ended.
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(30);
 
 struct Shared {
     config: Arc<KafkaConfig>,
     cluster: Cluster,
+    registry: Option<Arc<SchemaRegistry>>,
     holder: Mutex<Option<Arc<Holder>>>,
+    heart: Mutex<Option<Heart>>,
 }
 
 /// A Kafka cluster as a target.
@@ -38,11 +46,17 @@ struct Shared {
 pub struct KafkaTarget(Arc<Shared>);
 
 impl KafkaTarget {
-    /// Makes the clients; nothing is connected yet. Fails with `target.kafka_property`.
+    /// Makes the clients; nothing is connected yet. Fails with `target.kafka_property` and `target.kafka_registry_settings`.
     pub fn connect(config: KafkaConfig) -> Result<KafkaTarget> {
         let config = Arc::new(config);
         let cluster = Cluster::new(Arc::clone(&config))?;
-        Ok(KafkaTarget(Arc::new(Shared { config, cluster, holder: Mutex::new(None) })))
+        let registry = match (&config.schema_registry, config.format) {
+            (Some(registry), Format::Avro) => Some(Arc::new(SchemaRegistry::new(registry)?)),
+            (None, Format::Avro) => return Err(registry_missing()),
+            _ => None,
+        };
+        let (holder, heart) = (Mutex::new(None), Mutex::new(None));
+        Ok(KafkaTarget(Arc::new(Shared { config, cluster, registry, holder, heart })))
     }
 
     pub(crate) fn config(&self) -> &KafkaConfig {
@@ -51,6 +65,11 @@ impl KafkaTarget {
 
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.0.cluster
+    }
+
+    /// Of schemas, where the format has them.
+    pub(crate) fn registry(&self) -> Option<&Arc<SchemaRegistry>> {
+        self.0.registry.as_ref()
     }
 
     /// Where it is, for people.
@@ -137,6 +156,7 @@ fn own_from(holder: &Holder, topic: &str) -> Result<Vec<i64>> {
 fn note_prepared(holder: &Holder, preparation: &Preparation) -> Result<()> {
     let mut records: Vec<StateRecord> = Vec::new();
     let mut entries: HashMap<TableName, Entry> = HashMap::new();
+    let mut told: Vec<(Arc<Table>, bool)> = Vec::new();
     for (plan, found) in &preparation.steps {
         let name = &plan.table.name;
         for (task, table) in &found.taken_from {
@@ -160,12 +180,15 @@ fn note_prepared(holder: &Holder, preparation: &Preparation) -> Result<()> {
         if ours && entry.columns == columns {
             continue;
         }
+        told.push((Arc::clone(&plan.table), entry.columns.is_empty()));
         entry.columns = columns;
         records.push(table_record(&holder.task, name, Some(&entry)));
         entries.insert(name.clone(), entry);
     }
     if !records.is_empty() {
-        holder.store(&records)?;
+        holder.store_with(&records, &[], |producer| {
+            tell_columns(&holder.config, &holder.task, &told, producer)
+        })?;
     }
     let mut view = holder.view.lock();
     view.held.tables.extend(entries);
@@ -242,14 +265,21 @@ impl Target for KafkaTarget {
         Ok(table.columns.iter().map(mapping).collect())
     }
 
+    fn place_of(&self, table: &Table) -> String {
+        format!("topic {}", schema::topic_of(self.config(), table))
+    }
+
     async fn open(&self, task: &TaskId) -> Result<Progress> {
-        make_state_topic(self.config(), self.cluster()).await?;
+        make_topics(self.config(), self.cluster()).await?;
         let task = task.clone();
         self.blocking(move |target| {
             let shared = &target.0;
-            let holder = Holder::open(&shared.config, &shared.cluster, &task)?;
+            let registry = shared.registry.clone();
+            let holder = Holder::open(&shared.config, &shared.cluster, registry, &task)?;
             let progress = holder.view.lock().held.progress()?;
-            *shared.holder.lock() = Some(Arc::new(holder));
+            let holder = Arc::new(holder);
+            *shared.heart.lock() = Heart::begin(&holder);
+            *shared.holder.lock() = Some(holder);
             Ok(progress)
         })
         .await
@@ -258,7 +288,18 @@ impl Target for KafkaTarget {
     async fn held(&self, task: &TaskId) -> Result<Option<Progress>> {
         let task = task.clone();
         self.blocking(move |target| {
-            let (mut tasks, _) = look(target.config(), target.cluster())?;
+            let (config, cluster) = (target.config(), target.cluster());
+            let topics = cluster.topics()?;
+            let partitions = topics.get(&config.state_topic).copied().unwrap_or(0);
+            if partitions > 0 {
+                // What a run that has just ended has committed.
+                cluster.await_decided(
+                    &config.state_topic,
+                    state_partition(&task, partitions),
+                    LOOKED_AT_WITHIN,
+                )?;
+            }
+            let mut tasks = Tasks::read(cluster, &config.state_topic, partitions, None)?;
             let held = tasks.0.remove(&task).filter(|held| held.epoch.epoch > 0);
             held.map(|held| held.progress()).transpose()
         })
@@ -302,12 +343,25 @@ impl Target for KafkaTarget {
             made.map(|(plan, found)| (found.topic.as_str(), Some(&plan.table.name))).collect();
         made.sort_unstable();
         made.dedup_by_key(|(topic, _)| *topic);
-        cluster.make(&made, self.config().partitions, false).await?;
+        cluster.make(&made, self.config().partitions, &[]).await?;
         if !made.is_empty() {
             pgferry_pipeline::failpoint::pass("target.table_created");
         }
+        let mut limits = HashMap::new();
+        if let Some(letters) = &self.config().dead_letter_topic {
+            let mut topics: Vec<String> = steps.iter().map(|(_, found)| found.topic.clone()).collect();
+            topics.push(letters.clone());
+            topics.sort_unstable();
+            topics.dedup();
+            limits = cluster.limits(&topics).await?;
+        }
         self.blocking(move |target| {
-            holder.view.lock().topics = target.cluster().topics()?;
+            let topics = target.cluster().topics()?;
+            {
+                let mut view = holder.view.lock();
+                view.topics = topics;
+                view.limits.extend(limits);
+            }
             note_prepared(&holder, &preparation)
         })
         .await
@@ -380,10 +434,15 @@ impl Target for KafkaTarget {
             if !taken {
                 return Err(topic_exists(&after.name, &topic));
             }
-            let columns = columns_of(&after);
-            store_entries(holder, std::slice::from_ref(&after.name), &[], |entry| {
-                entry.columns.clone_from(&columns);
-            })
+            let mut entry = holder.view.lock().held.tables.get(&after.name).cloned().unwrap_or_default();
+            entry.columns = columns_of(&after);
+            let record = table_record(&holder.task, &after.name, Some(&entry));
+            let told = [(Arc::clone(&after), false)];
+            holder.store_with(&[record], &[], |producer| {
+                tell_columns(&holder.config, &holder.task, &told, producer)
+            })?;
+            holder.view.lock().held.tables.insert(after.name.clone(), entry);
+            Ok(())
         })
         .await
     }
@@ -407,6 +466,7 @@ impl Target for KafkaTarget {
     }
 
     async fn close(&self) -> Result<()> {
+        drop(self.0.heart.lock().take());
         let Some(holder) = self.0.holder.lock().take() else { return Ok(()) };
         // What is open is aborted; a client ends after its last answer.
         self.blocking(move |_| {

@@ -29,8 +29,8 @@ pub struct SourceObject {
 pub struct PlannedTable {
     /// Its name in the source.
     pub source: TableName,
-    /// Its name in the target.
-    pub target: TableName,
+    /// What holds it in the target.
+    pub target: String,
     /// Estimated rows.
     pub rows: u64,
     /// Bytes of heap and TOAST.
@@ -80,7 +80,7 @@ pub async fn plan(spec: &Spec, task: &TaskSpec) -> Result<Planned> {
     for plan in plans(task, &tables) {
         planned.push(PlannedTable {
             source: plan.table.name.clone(),
-            target: plan.table.target_name.clone(),
+            target: target.place_of(&plan.table),
             rows: plan.table.rows_estimated,
             bytes: plan.table.bytes,
             chunks: source.chunks_estimated(&plan.table).await?,

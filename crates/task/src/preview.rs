@@ -16,8 +16,8 @@ const SAMPLE_TIMEOUT: &str = "SET statement_timeout = '30s'; SET lock_timeout = 
 pub struct Previewed {
     /// Its name in the source.
     pub source: TableName,
-    /// Its name in the target.
-    pub target: TableName,
+    /// What would hold it in the target.
+    pub target: String,
     /// The key's columns.
     pub key: Vec<String>,
     /// Its columns.
@@ -44,7 +44,7 @@ pub async fn preview(
         };
         previewed.push(Previewed {
             source: table.name.clone(),
-            target: table.target_name.clone(),
+            target: target.place_of(table),
             key: table.key_columns().map(|column| column.name.to_string()).collect(),
             columns: target.mapping(table)?,
             rows: sample,

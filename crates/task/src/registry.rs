@@ -11,9 +11,10 @@ use pgferry_source_postgres as source_postgres;
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
 
 use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
-use pgferry_target_kafka::{KafkaConfig, KafkaTarget};
+use pgferry_target_kafka::{KafkaConfig, KafkaTarget, RegistryConfig};
 
 use crate::connect::{connection_config, reveal};
+use crate::spec::scalar::SecretSource;
 use crate::spec::{
     CONFLICT, Connection, DuckdbConnection, KafkaConnection, Manage, PostgresConnection, Spec, TaskSpec,
 };
@@ -111,12 +112,32 @@ fn kafka_target(spec: &Spec, connection: &KafkaConnection, task: &TaskSpec) -> R
     let Some(settings) = &task.kafka else {
         return Err(no_such("target", &task.target, spec.connections.get(&task.target)));
     };
+    let secret = |source: &SecretSource, key: &str| -> Result<String> {
+        reveal(source, &format!("connections.{}.{key}", connection.name))
+    };
     let mut properties = connection.properties.clone();
     for (property, key, source) in &connection.secrets {
-        let secret = reveal(source, &format!("connections.{}.{key}", connection.name))?;
-        properties.push(((*property).to_owned(), secret));
+        properties.push(((*property).to_owned(), secret(source, key)?));
     }
     properties.extend(settings.properties.iter().cloned());
+    let schema_registry = match &connection.schema_registry {
+        Some(registry) => Some(RegistryConfig {
+            url: registry.url.clone(),
+            user: registry.user.clone(),
+            password: registry
+                .password
+                .as_ref()
+                .map(|source| secret(source, "schema_registry.password"))
+                .transpose()?,
+            token: registry
+                .token
+                .as_ref()
+                .map(|source| secret(source, "schema_registry.token"))
+                .transpose()?,
+            root_cert: registry.root_cert.clone(),
+        }),
+        None => None,
+    };
     let source_database = match spec.source_of(task) {
         Some(source) => connection_config(source, task.id.as_str())?.database,
         None => String::new(),
@@ -129,21 +150,11 @@ fn kafka_target(spec: &Spec, connection: &KafkaConnection, task: &TaskSpec) -> R
     let topics = tables.iter().filter_map(|table| Some((table.source.clone(), table.topic.clone()?)));
     Ok(Arc::new(KafkaTarget::connect(KafkaConfig {
         properties,
-        topic_rule: settings.topic_rule.clone(),
         topics: topics.collect(),
         source_database,
-        partition_policy: settings.partition_policy,
-        partitions: settings.partitions,
-        replication_factor: settings.replication_factor,
-        guarantee: settings.guarantee,
-        transactional_id_prefix: settings.transactional_id_prefix.clone(),
-        state_topic: settings.state_topic.clone(),
-        format: settings.format,
-        decimals: settings.decimals,
-        times: settings.times,
-        binary: settings.binary,
-        tombstones: settings.tombstones,
+        schema_registry,
         loads_max: task.settings.workers,
         as_text: as_text.collect(),
+        ..settings.clone()
     })?))
 }

@@ -49,7 +49,7 @@ fn text(planned: &Planned, output: &Output) -> String {
         let target = if table.ddl.is_empty() { "is there" } else { "would be made" };
         vec![
             table.source.to_string(),
-            table.target.to_string(),
+            table.target.clone(),
             if table.rows == 0 && table.bytes > 0 {
                 "?".to_owned()
             } else {
@@ -92,7 +92,7 @@ fn json(planned: &Planned) -> Value {
     let object = |object: &pgferry_task::plan::SourceObject| json!({ "kind": object.kind, "name": object.name, "exists": object.exists, "creates": object.creates });
     let table = |table: &pgferry_task::plan::PlannedTable| {
         json!({
-            "source": table.source.to_string(), "target": table.target.to_string(), "rows_estimated": table.rows,
+            "source": table.source.to_string(), "target": table.target, "rows_estimated": table.rows,
             "bytes": table.bytes, "chunks": table.chunks, "streams": table.streams, "ddl": table.ddl,
         })
     };

@@ -108,7 +108,7 @@ fn json(task: &str, previewed: &Previewed) -> Value {
         })
     });
     json!({
-        "task": task, "source": previewed.source.to_string(), "target": previewed.target.to_string(),
+        "task": task, "source": previewed.source.to_string(), "target": previewed.target,
         "key": previewed.key, "columns": columns.collect::<Vec<_>>(), "rows": previewed.rows,
     })
 }

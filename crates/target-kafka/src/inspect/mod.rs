@@ -6,15 +6,18 @@
 //!   partition 2 ─┘
 //! ```
 //!
-//! Invariant: what is folded is what a consumer of committed records reads, up to the first open transaction.
+//! Invariant: what is folded is what a consumer of committed records reads, up to the first transaction that is open for longer than
+//! half a minute.
 //!
 //! Limits: every row of the table is held in memory; floats are written as PostgreSQL 12 and later write them.
 
+mod avro;
 mod event;
 mod text;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pgferry_model::{Cure, Error, Result, Table, TableName};
@@ -23,10 +26,12 @@ use serde_json::{Map, Value};
 
 use crate::KafkaTarget;
 use crate::broker::{Cluster, Reader};
+use crate::encode::field_names;
 use crate::error::{ROW_MISSING, topic_gone};
 use crate::holder::{Holder, Lane};
 use crate::mapping::map_column;
 use crate::schema::topic_of;
+use crate::schema_registry::SchemaRegistry;
 use event::{Event, What};
 
 #[async_trait]
@@ -119,8 +124,9 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     let topic = topic_of(target.config(), table);
     let topics = target.cluster().topics()?;
     let Some(&partitions) = topics.get(&topic) else { return Err(topic_gone(&table.name, &topic)) };
-    target.cluster().await_readable(&topic, partitions)?;
-    let mut events = Ordered::new(target.cluster(), &table.name, &topic, partitions)?;
+    await_decided(target, &topic, partitions)?;
+    let registry = target.registry().map(Arc::clone);
+    let mut events = Ordered::new(target.cluster(), registry, &table.name, &topic, partitions)?;
     let mut rows = Rows::default();
     while let Some(event) = events.next()? {
         rows.take(event);
@@ -129,15 +135,31 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     Ok(rows.into_rows())
 }
 
+/// How long the end of a transaction is waited for, in each partition.
+const DECIDED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until what was written before now is readable. A transaction that this process has open itself is not waited for.
+fn await_decided(target: &KafkaTarget, topic: &str, partitions: i32) -> Result<()> {
+    let open_here = target.holder().is_ok_and(|holder| holder.stream.lock().producer.has_begun());
+    if open_here {
+        return Ok(());
+    }
+    for partition in 0..partitions {
+        target.cluster().await_decided(topic, partition, DECIDED_WITHIN)?;
+    }
+    Ok(())
+}
+
 fn text_rows(target: &KafkaTarget, table: &Table) -> Result<Vec<TextRow>> {
     let kinds: Vec<_> =
         table.columns.iter().map(|column| map_column(target.config(), table, column)).collect();
+    let fields = field_names(target.config(), table)?;
     let text_row = |row: Folded| {
         if row.unknown {
             return Err(value_missing(&table.name));
         }
-        let cells = table.columns.iter().zip(&kinds).map(|(column, kind)| {
-            let value = row.fields.get(&*column.name).unwrap_or(&Value::Null);
+        let cells = table.columns.iter().zip(&fields).zip(&kinds).map(|((column, field), kind)| {
+            let value = row.fields.get(field).unwrap_or(&Value::Null);
             text::of(&kind.encoding, value).ok_or_else(|| unreadable(&table.name, &column.name))
         });
         cells.collect::<Result<TextRow>>()
@@ -152,9 +174,8 @@ pub(crate) fn written_keys(holder: &Holder, lane: &Arc<Lane>, from: &[i64]) -> R
     let mut of_others = HashSet::new();
     let mut first = from.to_vec();
     first.resize(route.partitions as usize, 0);
-    holder.cluster.await_readable(&route.topic, route.partitions)?;
     holder.cluster.read(&route.topic, &first, Some(&route.table), &mut |read| {
-        match event::of(&route.table, &read, &mut of_others) {
+        match event::of(&route.table, holder.registry(), &read, &mut of_others)? {
             Some(Event { what: What::Put, partition, key: Some(key), .. }) => {
                 keys.insert((partition, key));
             }
@@ -179,6 +200,7 @@ const WAITING_MIN: usize = 1_024;
 /// A topic's events, in the order of commits over all partitions.
 struct Ordered<'a> {
     reader: Reader<'a>,
+    registry: Option<Arc<SchemaRegistry>>,
     table: TableName,
     heads: Vec<VecDeque<Event>>,
     held: Vec<bool>,
@@ -187,10 +209,17 @@ struct Ordered<'a> {
 }
 
 impl<'a> Ordered<'a> {
-    fn new(cluster: &'a Cluster, table: &TableName, topic: &str, partitions: i32) -> Result<Ordered<'a>> {
+    fn new(
+        cluster: &'a Cluster,
+        registry: Option<Arc<SchemaRegistry>>,
+        table: &TableName,
+        topic: &str,
+        partitions: i32,
+    ) -> Result<Ordered<'a>> {
         let from = vec![0; partitions as usize];
         Ok(Ordered {
             reader: Reader::new(cluster, topic, &from, Some(table))?,
+            registry,
             table: table.clone(),
             heads: from.iter().map(|_| VecDeque::new()).collect(),
             held: vec![false; from.len()],
@@ -206,13 +235,12 @@ impl<'a> Ordered<'a> {
             if std::mem::take(&mut self.held[waited]) {
                 self.reader.hold(waited, false)?;
             }
-            let Ordered { reader, table, heads, of_others, .. } = self;
+            let Ordered { reader, registry, table, heads, of_others, .. } = self;
             let mut full = None;
             reader.next(&mut |read| {
                 let partition = read.partition as usize;
-                if let (Some(head), Some(event)) =
-                    (heads.get_mut(partition), event::of(table, &read, of_others))
-                {
+                let event = event::of(table, registry.as_deref(), &read, of_others)?;
+                if let (Some(head), Some(event)) = (heads.get_mut(partition), event) {
                     head.push_back(event);
                     full = (head.len() == WAITING_MAX).then_some(partition);
                 }

@@ -10,8 +10,8 @@ use pgferry_target_kafka::error::{TOPIC_DENIED, TRANSACTION_DENIED};
 use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
 use pgferry_testkit::kafka::{Broker, Setup, USER, version};
 
-use crate::failures::{EVERY, live};
-use crate::making::{broker_with, delivery, inserts, plan, table};
+use crate::failures::EVERY;
+use crate::making::{broker_with, delivery, inserts, live, plan, table};
 use crate::secured::secured;
 
 /// A broker with access lists, which the tests of this file share.

@@ -7,25 +7,11 @@ use anyhow::{Context, Result, ensure};
 use pgferry_model::{Class, Position, TableState, TaskId};
 use pgferry_pipeline::{Receipt, Target};
 use pgferry_target_kafka::error::{RECORD_TOO_LARGE, TABLE_GONE};
-use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
+use pgferry_target_kafka::{Guarantee, KafkaConfig};
 
-use crate::making::{broker, config, delivery, inserts, own_broker, plan, table};
+use crate::making::{broker, config, delivery, inserts, live, own_broker};
 
 pub(crate) const EVERY: [Guarantee; 2] = [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce];
-
-pub(crate) async fn live(
-    config: KafkaConfig,
-    names: &[&str],
-) -> Result<(Arc<KafkaTarget>, Vec<Arc<pgferry_model::Table>>)> {
-    let target = Arc::new(KafkaTarget::connect(config)?);
-    target.open(&TaskId::new("shop")).await?;
-    let tables: Vec<_> = names.iter().map(|name| table(name)).collect();
-    for table in &tables {
-        target.prepare(&plan(table)).await?;
-        target.set_state(table, TableState::Live).await?;
-    }
-    Ok((target, tables))
-}
 
 /// A delivery under way waits for a broker that comes back within a minute, and is there once.
 #[tokio::test(flavor = "multi_thread")]

@@ -14,8 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
-use crate::failures::live;
-use crate::making::{delivery, inserts, or_said};
+use crate::making::{delivery, inserts, live, or_said};
 
 /// So many deliveries, each of one row per key, are made between two faults.
 const BETWEEN: u64 = 20;

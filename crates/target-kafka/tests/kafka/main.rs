@@ -3,6 +3,7 @@
 mod contract;
 mod denied;
 mod documents;
+mod extras;
 mod failures;
 mod leader;
 mod making;

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 use pgferry_model::{
-    Batch, CellFormat, Column, DataType, Delivery, Op, Position, Slice, Table, TableId, TableName, TypeKind,
+    Batch, CellFormat, Column, DataType, Delivery, Op, Position, Slice, Table, TableId, TableName,
+    TableState, TaskId, TypeKind,
 };
-use pgferry_pipeline::{DeletePolicy, IfTargetExists, TableChanges, TablePlan};
-use pgferry_target_kafka::KafkaConfig;
+use pgferry_pipeline::{DeletePolicy, IfTargetExists, TableChanges, TablePlan, Target};
+use pgferry_target_kafka::{KafkaConfig, KafkaTarget};
 use pgferry_testkit::kafka::{Broker, NotInstalled, Setup};
 
 /// The broker that the tests of this process share; `None`, said on the terminal, where none is installed.
@@ -102,4 +103,16 @@ pub(crate) fn delivery(through: u64, tables: Vec<TableChanges>) -> Arc<Delivery<
         transactions: Vec::new(),
         slice: Slice::Whole,
     })
+}
+
+/// An open target of the task `shop`, with tables that follow the stream.
+pub(crate) async fn live(config: KafkaConfig, names: &[&str]) -> Result<(Arc<KafkaTarget>, Vec<Arc<Table>>)> {
+    let target = Arc::new(KafkaTarget::connect(config)?);
+    target.open(&TaskId::new("shop")).await?;
+    let tables: Vec<_> = names.iter().map(|name| table(name)).collect();
+    for table in &tables {
+        target.prepare(&plan(table)).await?;
+        target.set_state(table, TableState::Live).await?;
+    }
+    Ok((target, tables))
 }

@@ -9,8 +9,7 @@ use pgferry_pipeline::{Receipt, Target};
 use pgferry_target_kafka::error::TRANSACTION_TIMEOUT;
 use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
 
-use crate::failures::live;
-use crate::making::{broker, config, delivery, inserts};
+use crate::making::{broker, config, delivery, inserts, live};
 
 const SHORT: Duration = Duration::from_secs(2);
 

@@ -28,7 +28,7 @@ pub use fault::{
     CONFLICT, Fault, Faults, INVALID_VALUE, MISSING_KEY, SECRET_IN_FILE, SECRET_MISSING, SYNTAX, UNKNOWN_KEY,
     UNKNOWN_TASK, UNREADABLE, UNSUPPORTED,
 };
-pub use kafka::{KafkaConnection, KafkaSettings};
+pub use kafka::{KafkaConnection, RegistryConnection};
 pub use validated::{
     Address, Connection, DuckdbConnection, Manage, PostgresConnection, Replication, Selection, Spec,
     TableSpec, TaskSpec,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::SecretSource;
+use super::scalar::{SecretSource, Span};
 
 /// A Kafka cluster.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -25,9 +25,27 @@ pub struct RawKafka {
     pub ssl_key: Option<String>,
     /// Password of the client's key. Default: none.
     pub ssl_key_password: Option<SecretSource>,
+    /// The schema registry, for records of format `avro`. Default: none.
+    pub schema_registry: Option<RawSchemaRegistry>,
     /// Properties of librdkafka, by name; a leading `properties.` is taken off. Default: none.
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
+}
+
+/// A schema registry: Confluent's, or one with the same interface.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSchemaRegistry {
+    /// Where it is: `http://...` or `https://...`. Required.
+    pub url: Option<String>,
+    /// User. Default: none.
+    pub user: Option<String>,
+    /// The user's password. Default: none.
+    pub password: Option<SecretSource>,
+    /// A token instead of a user. Default: none.
+    pub token: Option<SecretSource>,
+    /// File with the certificates of the authorities to trust, PEM. Default: the system's. Relative to the task file.
+    pub ssl_root_cert: Option<String>,
 }
 
 /// How a connection to Kafka is protected.
@@ -147,13 +165,12 @@ pub struct RawKafkaTask {
     pub transactional_id_prefix: Option<String>,
     /// The compacted topic with positions and states of tasks; made when it is not there. Default: `pgferry.state`.
     pub state_topic: Option<String>,
-    /// What records look like: `debezium-json` (Debezium's envelope) or `json` (the row; what happened is in headers).
-    /// Default: `debezium-json`.
+    /// What records look like: `debezium-json` (Debezium's envelope), `avro` (the same as Avro, with the connection's schema registry)
+    /// or `json` (the row; what happened is in headers). Default: `debezium-json`.
     pub format: Option<RawKafkaFormat>,
     /// Whether each record of `debezium-json` carries its schema, as Kafka Connect's `schemas.enable`. Default: `false`.
     pub schemas_enable: Option<bool>,
-    /// Decimals: `precise` (bytes and a scale, exact), `string` (exact) or `double` (rounded). Default: `precise` with `debezium-json`,
-    /// `string` with `json`.
+    /// Decimals: `precise` (bytes and a scale, exact), `string` (exact) or `double` (rounded). Default: `precise`, with `json` `string`.
     pub decimal_handling_mode: Option<RawDecimalMode>,
     /// Dates and times: `adaptive` (milliseconds or microseconds by the column's precision), `adaptive_time_microseconds`, or `connect`
     /// (milliseconds, cut off). Default: `adaptive`.
@@ -162,6 +179,17 @@ pub struct RawKafkaTask {
     pub binary_handling_mode: Option<RawBinaryMode>,
     /// Whether a delete is followed by a record without a value. Default: `true`.
     pub tombstones_on_delete: Option<bool>,
+    /// A topic in which beginning and end of each transaction are told; records then say their place in it (`transaction`). Made when
+    /// it is not there, with one partition, as the next three are. Default: none.
+    pub transaction_topic: Option<String>,
+    /// A topic in which a table's columns are told, when they are first written and when they change. Default: none.
+    pub ddl_topic: Option<String>,
+    /// A topic for signs of life. Default: none.
+    pub heartbeat_topic: Option<String>,
+    /// How often a sign of life is written. Default: `10s`.
+    pub heartbeat_interval: Option<Span>,
+    /// A topic for records that are larger than their own takes, before compression. Default: none, such a table is set aside.
+    pub dead_letter_topic: Option<String>,
     /// Properties of librdkafka for this task, by name; a leading `properties.` is taken off. They win over the connection's.
     /// Default: none.
     #[serde(default)]
@@ -198,6 +226,8 @@ pub enum RawGuarantee {
 pub enum RawKafkaFormat {
     /// Debezium's envelope.
     DebeziumJson,
+    /// Debezium's envelope as Avro.
+    Avro,
     /// The row.
     Json,
 }

@@ -61,6 +61,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ("A DuckDB connection", "AnyConnection/oneOf/1", "In `[connections.NAME]` with `kind = \"duckdb\"`."),
     ("A Kafka connection", "AnyConnection/oneOf/2", "In `[connections.NAME]` with `kind = \"kafka\"`."),
     ("User and password of Kafka", "RawSasl", "In `sasl = { ... }` of a Kafka connection."),
+    ("A schema registry", "RawSchemaRegistry", "In `schema_registry = { ... }` of a Kafka connection."),
     ("A task", "RawTask", "In `[tasks.NAME]`."),
     ("A table", "RawTable", "In `[[tasks.NAME.tables]]`."),
     ("A column", "RawColumn", "In `columns.NAME = { ... }` of a table."),

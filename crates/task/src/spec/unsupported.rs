@@ -70,7 +70,6 @@ const LATER: &[(&str, Option<&str>, &str)] = &[
     ),
     ("tasks.*.tables.*.columns.*.target", None, "columns keep their names in this build"),
     ("tasks.*.tables.*.hypertable", None, "TimescaleDB targets are not in this build"),
-    ("tasks.*.kafka.format", Some("avro"), "Avro is not in this build; use debezium-json or json"),
     ("tasks.*.kafka.checkpoint_interval", None, "records and position are written every sync_interval"),
 ];
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use pgferry_model::{TableName, TaskId};
 use pgferry_pipeline::{DeletePolicy, IfTargetExists, Settings, SyncMode};
+use pgferry_target_kafka::KafkaConfig;
 
 use super::fault::{Fault, INVALID_VALUE, MISSING_KEY, SECRET_IN_FILE};
-use super::kafka::{self, KafkaConnection, KafkaSettings};
+use super::kafka::{self, KafkaConnection};
 use super::raw::{
     RawDuckdb, RawIfTargetExists, RawManage, RawOnTableError, RawPostgres, RawReplication, RawSslMode,
     RawSyncMode, RawTable, RawTask,
@@ -197,8 +198,8 @@ pub struct TaskSpec {
     pub spool_directory: PathBuf,
     /// Bytes that may wait there at most.
     pub spool_bytes_max: u64,
-    /// Settings of its Kafka target; `None`: the target is of another kind.
-    pub kafka: Option<KafkaSettings>,
+    /// Settings of its Kafka target, without the connection; `None`: the target is of another kind.
+    pub kafka: Option<KafkaConfig>,
     /// The engine's settings.
     pub settings: Settings,
 }
@@ -261,11 +262,14 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
         rules::connections(&path, raw, written, faults);
         rules::sections(&path, raw, written, faults);
         let target = written.connections.iter().find(|(name, _)| Some(name) == raw.target.as_ref());
-        let kafka = matches!(target, Some((_, RawConnection::Kafka(_))));
-        let interval = if kafka { SYNC_INTERVAL_KAFKA } else { SYNC_INTERVAL_DEFAULT };
+        let kafka = match target {
+            Some((_, RawConnection::Kafka(connection))) => Some(connection),
+            _ => None,
+        };
+        let interval = if kafka.is_some() { SYNC_INTERVAL_KAFKA } else { SYNC_INTERVAL_DEFAULT };
         let mut task = task(name, &path, raw, &folder, faults)?;
         task.settings.sync_interval = raw.sync_interval.map_or(interval, |span| span.0);
-        task.kafka = kafka.then(|| kafka::settings(&path, raw.kafka.as_ref(), faults));
+        task.kafka = kafka.map(|connection| kafka::settings(&path, raw.kafka.as_ref(), connection, faults));
         Some(task)
     });
     let tasks: Vec<TaskSpec> = tasks.collect();

@@ -23,6 +23,7 @@ use crate::run_folder;
 use crate::server::{Certificates, cache};
 
 pub use cluster::Cluster;
+pub(crate) use node::free_port;
 pub use settings::{Setup, TOKEN_AUDIENCE, TOKEN_ISSUER};
 
 use settings::{Place, Ports, is_old};

@@ -41,6 +41,11 @@ pub(super) fn free_ports() -> Result<Ports> {
     Ok(Ports { plain: port(0)?, controller: port(1)?, secured: port(2)?, mutual: port(3)?, token: port(4)? })
 }
 
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
 fn java(jars: &Path, folder: &Path) -> Command {
     let mut java = Command::new("java");
     java.args(["-Xms96m", "-Xmx384m", "-XX:TieredStopAtLevel=1", "-cp"])
