@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pgferry_model::{Result, TableName};
 use pgferry_pipeline::error::worker_lost;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -123,6 +125,9 @@ pub(crate) enum Isolation {
     Everything,
 }
 
+/// The topic's setting for the largest batch, in bytes.
+const BATCH_BYTES_MAX: &str = "max.message.bytes";
+
 impl Cluster {
     /// Makes the client; nothing is connected yet. Fails with `target.kafka_property`.
     pub(crate) fn new(config: Arc<KafkaConfig>) -> Result<Cluster> {
@@ -204,8 +209,13 @@ impl Cluster {
         }
     }
 
-    /// Makes topics; those that are there already are left as they are. `compacted`: old records of a key are removed.
-    pub(crate) async fn make(&self, topics: &[&str], partitions: i32, compacted: bool) -> Result<()> {
+    /// Makes topics; those that are there already are left as they are.
+    pub(crate) async fn make(
+        &self,
+        topics: &[&str],
+        partitions: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
         if topics.is_empty() {
             return Ok(());
         }
@@ -215,12 +225,7 @@ impl Cluster {
             .map(|name| {
                 let topic =
                     NewTopic::new(name, partitions, copies(self.config.replication_factor.unwrap_or(-1)));
-                if compacted {
-                    // Small segments: what is read at a start is what is not compacted yet.
-                    topic.set("cleanup.policy", "compact").set("segment.bytes", "16777216")
-                } else {
-                    topic
-                }
+                settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
             })
             .collect();
         let made = self.admin.create_topics(&wanted, &options()).await;
@@ -255,6 +260,21 @@ impl Cluster {
         let emptied = self.admin.delete_records(&list, &options()).await;
         emptied.map_err(|failure| self.failed(&format!("emptying topic {topic}"), failure))?;
         Ok(())
+    }
+
+    /// The largest batch that each topic takes, in bytes.
+    pub(crate) async fn limits(&self, topics: &[String]) -> Result<HashMap<String, usize>> {
+        let wanted: Vec<ResourceSpecifier<'_>> =
+            topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let described = self.admin.describe_configs(&wanted, &options()).await;
+        let mut limits = HashMap::new();
+        for answer in described.map_err(|failure| self.failed("asking for settings of topics", failure))? {
+            let resource = answer.map_err(|code| by_code("asking for settings of topics", code))?;
+            let OwnedResourceSpecifier::Topic(topic) = &resource.specifier else { continue };
+            let limit = resource.get(BATCH_BYTES_MAX).and_then(|entry| entry.value.as_ref()?.parse().ok());
+            limits.extend(limit.map(|limit| (topic.clone(), limit)));
+        }
+        Ok(limits)
     }
 
     /// Brokers know of a topic some time after the controller.

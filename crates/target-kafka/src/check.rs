@@ -5,10 +5,12 @@ use pgferry_pipeline::{Fidelity, TablePlan, Target};
 
 use crate::KafkaTarget;
 use crate::broker::Isolation;
+use crate::encode::columns;
 use crate::error::NOT_REPRESENTABLE;
 use crate::holder::look;
 use crate::progress::Tasks;
 use crate::schema::{self, Step, There, TopicPlan};
+use crate::schema_registry::SchemaRegistry;
 
 /// Looks at the cluster and at every table's topic.
 pub(crate) fn findings(target: &KafkaTarget, plans: &[TablePlan]) -> Result<Vec<Finding>> {
@@ -31,12 +33,23 @@ pub(crate) fn findings(target: &KafkaTarget, plans: &[TablePlan]) -> Result<Vec<
         state.clone(),
         if topics.contains_key(state) { "is there" } else { "will be made" },
     ));
+    findings.extend(target.registry().map(|registry| match registry.reach() {
+        Ok(()) => Finding::passed("target.schema_registry", registry.place(), "answers"),
+        Err(failure) => {
+            Finding::from_error("target.schema_registry", registry.place(), Outcome::Failed, &failure)
+        }
+    }));
+    let registry =
+        target.registry().filter(|_| findings.iter().all(|found| found.outcome != Outcome::Failed));
     let holds = |topic: &str| holds_records(target, topic, topics.get(topic).copied().unwrap_or(0));
     let there = There { topics: &topics, holds: &holds, tasks: &tasks };
     let mut planned: Vec<(String, &TablePlan)> = Vec::new();
     for plan in plans {
         let subject = plan.table.name.to_string();
         findings.extend(mapping(target, plan, &subject));
+        if let Some(Err(failure)) = registry.map(|registry| would_take(target, registry, plan)) {
+            findings.push(Finding::from_error("target.schema", &*subject, Outcome::Failed, &failure));
+        }
         let found = topic_plan(target, plan, &there).and_then(|found| {
             let shared = schema::is_shared(target.config(), &plan.table.name);
             match planned.iter().find(|(topic, _)| *topic == found.topic).filter(|_| !shared) {
@@ -61,6 +74,12 @@ pub(crate) fn findings(target: &KafkaTarget, plans: &[TablePlan]) -> Result<Vec<
         });
     }
     Ok(findings)
+}
+
+/// Whether the registry takes the table's schemas.
+fn would_take(target: &KafkaTarget, registry: &SchemaRegistry, plan: &TablePlan) -> Result<()> {
+    let config = target.config();
+    registry.would_take(config, &plan.table, &columns(config, &plan.table)?)
 }
 
 fn told(plan: &TopicPlan) -> String {

@@ -1,6 +1,8 @@
 //! What a user says of a Kafka target.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use pgferry_model::TableName;
 
@@ -34,8 +36,31 @@ pub enum Format {
         /// Each record carries its schema, as Kafka Connect's `JsonConverter` writes it with `schemas.enable`.
         schemas: bool,
     },
+    /// Debezium's envelope as Avro, its schemas in a registry.
+    Avro,
     /// The row as a JSON object; what happened to it is in headers.
     Json,
+}
+
+/// A schema registry.
+#[derive(Clone, Default)]
+pub struct RegistryConfig {
+    /// Where it is: `http://…` or `https://…`.
+    pub url: String,
+    /// Who asks, with the password.
+    pub user: Option<String>,
+    /// The user's password.
+    pub password: Option<String>,
+    /// A token instead of a user.
+    pub token: Option<String>,
+    /// File with the certificates of the authorities to trust, PEM; `None`: the system's.
+    pub root_cert: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for RegistryConfig {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("RegistryConfig").field("url", &self.url).finish_non_exhaustive()
+    }
 }
 
 /// How decimals are written; named as Debezium names them (`decimal.handling.mode`).
@@ -98,8 +123,18 @@ pub struct KafkaConfig {
     pub transactional_id_prefix: String,
     /// The compacted topic with what the cluster holds of tasks.
     pub state_topic: String,
+    /// Where beginning and end of each transaction are told.
+    pub transaction_topic: Option<String>,
+    /// Where the columns of tables are told.
+    pub ddl_topic: Option<String>,
+    /// Where signs of life are written, and how often.
+    pub heartbeat: Option<(String, Duration)>,
+    /// Where records go that are larger than their topic takes; `None`: their table is set aside.
+    pub dead_letter_topic: Option<String>,
     /// What records look like.
     pub format: Format,
+    /// Where schemas are registered, for formats that need it.
+    pub schema_registry: Option<RegistryConfig>,
     /// How decimals are written.
     pub decimals: DecimalMode,
     /// How dates and times are written.
@@ -128,7 +163,12 @@ impl KafkaConfig {
             guarantee: Guarantee::default(),
             transactional_id_prefix: "pgferry".to_owned(),
             state_topic: "pgferry.state".to_owned(),
+            transaction_topic: None,
+            ddl_topic: None,
+            heartbeat: None,
+            dead_letter_topic: None,
             format: Format::Debezium { schemas: false },
+            schema_registry: None,
             decimals: DecimalMode::Precise,
             times: TimeMode::default(),
             binary: BinaryMode::default(),

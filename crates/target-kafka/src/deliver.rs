@@ -16,6 +16,7 @@ use pgferry_pipeline::{Receipt, TableChanges, failpoint};
 
 use crate::encode::Origin;
 use crate::error::slices_lost;
+use crate::extra_topics::Tally;
 use crate::holder::{Holder, Lane, Stream, now_ms};
 use crate::progress::position_record;
 use crate::target::stored_position;
@@ -37,6 +38,7 @@ pub(crate) fn apply(holder: &Holder, delivery: &Delivery<TableChanges>) -> Resul
     write(holder, &mut stream, delivery).inspect_err(|_| {
         stream.producer.abort();
         stream.continued = None;
+        stream.tally = Tally::default();
         stream.slices_lost = delivery.slice != Slice::Whole;
     })
 }
@@ -45,6 +47,7 @@ pub(crate) fn apply(holder: &Holder, delivery: &Delivery<TableChanges>) -> Resul
 pub(crate) fn discard(stream: &mut Stream) {
     stream.producer.abort();
     stream.continued = None;
+    stream.tally = Tally::default();
     stream.slices_lost = false;
 }
 
@@ -56,7 +59,7 @@ fn write(holder: &Holder, stream: &mut Stream, delivery: &Delivery<TableChanges>
     let lanes: Vec<Arc<Lane>> =
         batches.iter().map(|batch| holder.lane(batch.table())).collect::<Result<Vec<_>>>()?;
     let routes: Vec<Route> = lanes.iter().map(|lane| lane.route.clone()).collect();
-    send(stream, delivery, &batches, &lanes, &routes).inspect_err(|failure| {
+    send(holder, stream, delivery, &batches, &lanes, &routes).inspect_err(|failure| {
         if let Some(table) = failure.table() {
             holder.forget_lane(table);
         }
@@ -66,6 +69,8 @@ fn write(holder: &Holder, stream: &mut Stream, delivery: &Delivery<TableChanges>
         failpoint::pass("target.slice_kept");
         return Ok(Receipt::Accepted);
     }
+    let Stream { tally, producer, .. } = &mut *stream;
+    tally.end(&holder.config, producer)?;
     let position = position_record(&holder.task, Some(delivery.through));
     if holder.exactly_once() {
         holder.send_state(&mut stream.producer, &[position])?;
@@ -93,6 +98,7 @@ fn changes(changes: &TableChanges) -> &Batch {
 }
 
 fn send(
+    holder: &Holder,
     stream: &mut Stream,
     delivery: &Delivery<TableChanges>,
     batches: &[&Batch],
@@ -103,14 +109,18 @@ fn send(
     let sequence = |table: usize, row: usize| batches[table].row(row).map(|row| row.sequence);
     let first = (0..batches.len()).filter_map(|table| Some(Reverse((sequence(table, 0)?, table, 0))));
     let mut next: BinaryHeap<Reverse<(u32, usize, usize)>> = first.collect();
-    let Stream { producer, scratch, .. } = stream;
+    let Stream { producer, tally, scratch, .. } = stream;
     while let Some(Reverse((at, table, row))) = next.pop() {
         // As long as no other table's change comes before it, the table's next row is next.
         let until = next.peek().map_or(u32::MAX, |Reverse((other, ..))| *other);
         let (mut at, mut row) = (at, row);
-        let mut sender = Sender { producer: &mut *producer, routes, number: table };
         while let Some(change) = batches[table].row(row) {
-            lanes[table].encoder.change(&change, &transactions.origin(at), scratch, &mut sender)?;
+            let origin = transactions.origin(at);
+            let name = &routes[table].table;
+            scratch.place = tally.before(&holder.config, &origin, name, producer)?;
+            let mut sender = Sender { producer: &mut *producer, routes, number: table };
+            lanes[table].encoder.change(&change, &origin, scratch, &mut sender)?;
+            tally.after(name, scratch.place);
             row += 1;
             match sequence(table, row) {
                 Some(following) if following <= until => at = following,

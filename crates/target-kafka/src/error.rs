@@ -27,6 +27,14 @@ pub const RECORD_REFUSED: Code = Code::new("target.kafka_record_refused");
 pub const TOPIC_REFUSED: Code = Code::new("target.kafka_topic_refused");
 /// The state topic holds something else than pgferry writes.
 pub const STATE: Code = Code::new("target.kafka_state");
+/// The schema registry does not answer.
+pub const REGISTRY_UNREACHABLE: Code = Code::new("target.kafka_registry_unreachable");
+/// The schema registry does not let the user in.
+pub const REGISTRY_DENIED: Code = Code::new("target.kafka_registry_denied");
+/// What the task file says of the schema registry does not fit it.
+pub const REGISTRY_SETTINGS: Code = Code::new("target.kafka_registry_settings");
+/// The schema registry does not take a table's schema.
+pub const SCHEMA_REFUSED: Code = Code::new("target.kafka_schema_refused");
 /// Another error of the cluster or its client.
 pub const REFUSED: Code = Code::new("target.kafka_refused");
 
@@ -265,6 +273,65 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
             .line(format!("columns.{column:?} = {{ type = \"string\" }}"))
             .resync_table(table),
     )
+}
+
+/// The format needs schemas, and there is no registry.
+pub(crate) fn registry_missing() -> Error {
+    registry_settings("records of format avro need a schema registry")
+}
+
+/// What is said of the registry does not fit it.
+pub(crate) fn registry_settings(problem: &str) -> Error {
+    Error::task_broken(REGISTRY_SETTINGS, problem).with_cure(
+        Cure::advice("correct it in the task file, in the Kafka connection")
+            .line("schema_registry = { url = \"https://registry.example.com\" }"),
+    )
+}
+
+/// The registry does not answer, or not yet.
+pub(crate) fn registry_unreachable(url: &str, told: &str) -> Error {
+    Error::transient(REGISTRY_UNREACHABLE, format!("schema registry {url}: no answer"))
+        .with_cause(told.to_owned())
+        .with_cure(Cure::advice(
+            "check the url, that it can be reached from here, and ssl_root_cert where its authority is not the system's",
+        ))
+}
+
+/// The registry does not let the user in.
+pub(crate) fn registry_denied(url: &str, told: &str) -> Error {
+    Error::task_broken(REGISTRY_DENIED, format!("schema registry {url}: the user may not do this"))
+        .with_cause(told.to_owned())
+        .with_cure(Cure::advice(
+            "check user and password, or token, of schema_registry; the task reads and writes subjects that begin with its topics' names",
+        ))
+}
+
+/// The registry does not take a schema.
+pub(crate) fn schema_refused(table: &TableName, subject: &str, told: &str) -> Error {
+    Error::table_broken(
+        SCHEMA_REFUSED,
+        table.clone(),
+        format!("the schema registry does not take the schema of {table} for {subject}"),
+    )
+    .with_cause(told.to_owned())
+    .with_cure(
+        Cure::advice(
+            "give the table another topic, or let the registry's administrator change the subject's rule for compatibility; then copy the \
+             table again",
+        )
+        .resync_table(table),
+    )
+}
+
+/// Two columns would be one field.
+pub(crate) fn names_collide(table: &TableName, one: &str, two: &str, field: &str) -> Error {
+    Error::table_broken(
+        NAME_COLLISION,
+        table.clone(),
+        format!("columns {one:?} and {two:?} of {table} are both {field:?} as names of Avro"),
+    )
+    .with_cause("names of Avro have letters, digits and `_` only; every other character becomes `_`")
+    .with_cure(Cure::advice("leave one of them out (exclude_columns), rename it, or take another format"))
 }
 
 /// A change does not say which row it means.

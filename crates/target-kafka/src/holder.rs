@@ -24,12 +24,19 @@ use crate::broker::Cluster;
 use crate::config::{Guarantee, KafkaConfig};
 use crate::encode::{Encoder, Origin, Record, Scratch};
 use crate::error::{by_code, fenced, topic_exists, topic_gone};
+use crate::extra_topics::{self, DeadLetters, Tally};
 use crate::progress::{Epoch, Held, StateRecord, Tasks, epoch_record};
 use crate::schema::topic_of;
-use crate::write::{Producer, Route};
+use crate::schema_registry::SchemaRegistry;
+use crate::write::{NO_ROUTE, Producer, Route};
 
 /// Partitions of the state topic: tasks that share one may have to wait for each other's open transactions at a start.
 const STATE_PARTITIONS: i32 = 8;
+
+/// Small segments: what is read at a start is what is not compacted yet.
+const STATE_SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("segment.bytes", "16777216")];
+/// As much as brokers take in one request by default: a dead letter is large.
+const EXTRA_SETTINGS: &[(&str, &str)] = &[("max.message.bytes", "104857600")];
 
 /// One table, ready to be written.
 pub(crate) struct Lane {
@@ -43,6 +50,8 @@ pub(crate) struct View {
     pub(crate) held: Held,
     pub(crate) topics: HashMap<String, i32>,
     pub(crate) deletes: HashMap<TableName, DeletePolicy>,
+    /// The largest batch that a topic takes, in bytes; only where that matters.
+    pub(crate) limits: HashMap<String, usize>,
     lanes: HashMap<TableName, Arc<Lane>>,
 }
 
@@ -53,6 +62,8 @@ pub(crate) struct Stream {
     pub(crate) slices_lost: bool,
     /// The transaction of the source that the last slice left open, and the number that its next change has.
     pub(crate) continued: Option<(u32, u64)>,
+    /// What of that transaction is written.
+    pub(crate) tally: Tally,
     pub(crate) scratch: Scratch,
 }
 
@@ -60,6 +71,7 @@ pub(crate) struct Stream {
 pub(crate) struct Holder {
     pub(crate) config: Arc<KafkaConfig>,
     pub(crate) cluster: Cluster,
+    registry: Option<Arc<SchemaRegistry>>,
     pub(crate) task: TaskId,
     pub(crate) epoch: Epoch,
     state_partitions: i32,
@@ -79,18 +91,23 @@ fn state_partition(task: &TaskId, partitions: i32) -> i32 {
     crate::write::partition_of(task.as_str().as_bytes(), partitions)
 }
 
-/// Makes the state topic where it is not there.
-pub(crate) async fn make_state_topic(config: &KafkaConfig, cluster: &Cluster) -> Result<()> {
+/// Makes the state topic, and those that the user wants beside the tables' own, where they are not there.
+pub(crate) async fn make_topics(config: &KafkaConfig, cluster: &Cluster) -> Result<()> {
     let asking = cluster.clone();
     let topics = tokio::task::spawn_blocking(move || asking.topics()).await;
     let topics = topics.map_err(|lost| {
         pgferry_pipeline::error::worker_lost("a thread of the Kafka target ended without a result")
             .with_origin(lost)
     })??;
+    let mut extra: Vec<&str> =
+        extra_topics::named(config).filter(|topic| !topics.contains_key(*topic)).collect();
+    extra.sort_unstable();
+    extra.dedup();
+    cluster.make(&extra, 1, EXTRA_SETTINGS).await?;
     if topics.contains_key(&config.state_topic) {
         return Ok(());
     }
-    cluster.make(&[&config.state_topic], STATE_PARTITIONS, true).await
+    cluster.make(&[&config.state_topic], STATE_PARTITIONS, STATE_SETTINGS).await
 }
 
 /// What all tasks hold, for a look without a lease.
@@ -102,7 +119,12 @@ pub(crate) fn look(config: &KafkaConfig, cluster: &Cluster) -> Result<(Tasks, Ha
 
 impl Holder {
     /// Takes the lease. The state topic is there.
-    pub(crate) fn open(config: &Arc<KafkaConfig>, cluster: &Cluster, task: &TaskId) -> Result<Holder> {
+    pub(crate) fn open(
+        config: &Arc<KafkaConfig>,
+        cluster: &Cluster,
+        registry: Option<Arc<SchemaRegistry>>,
+        task: &TaskId,
+    ) -> Result<Holder> {
         let exactly_once = config.guarantee == Guarantee::ExactlyOnce;
         let producers = if exactly_once { 2 + config.loads_max } else { 1 };
         let ids = |number: usize| (number < producers).then(|| transactional_id(config, task, number));
@@ -137,15 +159,22 @@ impl Holder {
                 producer: stream,
                 slices_lost: false,
                 continued: None,
+                tally: Tally::default(),
                 scratch: Scratch::default(),
             }),
             loaders: Mutex::new(taken.enumerate().map(|(at, loader)| (at + 2, loader)).collect()),
             view: Mutex::new(View { held, topics, ..View::default() }),
             config: Arc::clone(config),
             cluster: cluster.clone(),
+            registry,
         };
         holder.store(&[epoch_record(task, holder.epoch)])?;
         Ok(holder)
+    }
+
+    /// Of schemas, where the format has them.
+    pub(crate) fn registry(&self) -> Option<&SchemaRegistry> {
+        self.registry.as_deref()
     }
 
     pub(crate) fn exactly_once(&self) -> bool {
@@ -190,7 +219,7 @@ impl Holder {
             let record = Record { key: Some(key), value: value.as_deref(), headers: &[], everywhere: false };
             let partition = state_partition(task, self.state_partitions);
             producer
-                .send(&self.config.state_topic, partition, &record, usize::MAX)
+                .send(&self.config.state_topic, partition, &record, NO_ROUTE)
                 .map_err(|failure| producer.failed("storing the task's progress", failure))?;
         }
         Ok(())
@@ -256,18 +285,29 @@ impl Holder {
         }
         let Some(&partitions) = view.topics.get(&topic) else { return Err(topic_gone(&table.name, &topic)) };
         let deletes = view.deletes.get(&table.name).copied().unwrap_or_default();
+        let mut route = Route::new(
+            &table.name,
+            &self.config.source_database,
+            &topic,
+            partitions,
+            self.config.partition_policy,
+        );
+        route.dead_letters = self.dead_letters(&view, &topic);
+        // The registry may let itself be waited for.
+        drop(view);
         let lane = Arc::new(Lane {
-            encoder: Encoder::new(&self.config, &self.task, table, deletes)?,
-            route: Route::new(
-                &table.name,
-                &self.config.source_database,
-                &topic,
-                partitions,
-                self.config.partition_policy,
-            ),
+            encoder: Encoder::new(&self.config, &self.task, table, deletes, self.registry.as_deref())?,
+            route,
         });
-        view.lanes.insert(table.name.clone(), Arc::clone(&lane));
+        self.view.lock().lanes.insert(table.name.clone(), Arc::clone(&lane));
         Ok(lane)
+    }
+
+    fn dead_letters(&self, view: &View, topic: &str) -> Option<DeadLetters> {
+        let letters = self.config.dead_letter_topic.clone()?;
+        let limit = *view.limits.get(topic)?;
+        let own_limit = view.limits.get(&letters).copied().unwrap_or(limit);
+        Some(DeadLetters { topic: letters, limit, own_limit })
     }
 
     /// What is known of a table's topic is looked up anew by its next write.

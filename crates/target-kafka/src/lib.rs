@@ -16,14 +16,18 @@ mod copy;
 mod deliver;
 mod encode;
 pub mod error;
+mod extra_topics;
 mod holder;
 mod inspect;
 mod mapping;
 mod progress;
 mod schema;
+mod schema_registry;
 mod target;
 mod write;
 
-pub use config::{BinaryMode, DecimalMode, Format, Guarantee, KafkaConfig, PartitionPolicy, TimeMode};
+pub use config::{
+    BinaryMode, DecimalMode, Format, Guarantee, KafkaConfig, PartitionPolicy, RegistryConfig, TimeMode,
+};
 pub use mapping::{ColumnType, Encoding, Unit, map_type};
 pub use target::KafkaTarget;

@@ -10,6 +10,7 @@ use pgferry_pipeline::{IfTargetExists, TablePlan};
 
 use crate::config::KafkaConfig;
 use crate::error::{columns_differ, topic_exists, topic_gone, topic_taken};
+use crate::extra_topics;
 use crate::progress::{Entry, Tasks, columns_of};
 
 /// The longest name of a topic.
@@ -85,6 +86,9 @@ pub(crate) fn plan(
     let table = &plan.table;
     let topic = topic_of(config, table);
     let known = there.topics.contains_key(&topic);
+    if topic == config.state_topic || extra_topics::named(config).any(|extra| extra == topic) {
+        return Err(topic_taken(&table.name, &topic, "the task itself"));
+    }
     if let Some(entry) = own.filter(|entry| entry.topic == topic) {
         let waits = entry.state() == TableState::Waiting;
         if !known {

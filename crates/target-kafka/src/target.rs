@@ -16,21 +16,25 @@ use pgferry_pipeline::{
 
 use crate::broker::{Cluster, Isolation};
 use crate::check::{self, holds_records, lost_thread};
-use crate::config::{Guarantee, KafkaConfig};
+use crate::config::{Format, Guarantee, KafkaConfig};
 use crate::copy;
 use crate::deliver;
-use crate::error::{fenced, topic_exists};
-use crate::holder::{Holder, look, make_state_topic};
+use crate::error::{fenced, registry_missing, topic_exists};
+use crate::extra_topics::{Heart, tell_columns};
+use crate::holder::{Holder, look, make_topics};
 use crate::mapping::map_column;
 use crate::progress::{
     Entry, StateRecord, Tasks, chunk_record, columns_of, position_record, source_record, table_record,
 };
 use crate::schema::{self, Step, There, TopicPlan};
+use crate::schema_registry::SchemaRegistry;
 
 struct Shared {
     config: Arc<KafkaConfig>,
     cluster: Cluster,
+    registry: Option<Arc<SchemaRegistry>>,
     holder: Mutex<Option<Arc<Holder>>>,
+    heart: Mutex<Option<Heart>>,
 }
 
 /// A Kafka cluster as a target.
@@ -38,11 +42,17 @@ struct Shared {
 pub struct KafkaTarget(Arc<Shared>);
 
 impl KafkaTarget {
-    /// Makes the clients; nothing is connected yet. Fails with `target.kafka_property`.
+    /// Makes the clients; nothing is connected yet. Fails with `target.kafka_property` and `target.kafka_registry_settings`.
     pub fn connect(config: KafkaConfig) -> Result<KafkaTarget> {
         let config = Arc::new(config);
         let cluster = Cluster::new(Arc::clone(&config))?;
-        Ok(KafkaTarget(Arc::new(Shared { config, cluster, holder: Mutex::new(None) })))
+        let registry = match (&config.schema_registry, config.format) {
+            (Some(registry), Format::Avro) => Some(Arc::new(SchemaRegistry::new(registry)?)),
+            (None, Format::Avro) => return Err(registry_missing()),
+            _ => None,
+        };
+        let (holder, heart) = (Mutex::new(None), Mutex::new(None));
+        Ok(KafkaTarget(Arc::new(Shared { config, cluster, registry, holder, heart })))
     }
 
     pub(crate) fn config(&self) -> &KafkaConfig {
@@ -51,6 +61,11 @@ impl KafkaTarget {
 
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.0.cluster
+    }
+
+    /// Of schemas, where the format has them.
+    pub(crate) fn registry(&self) -> Option<&Arc<SchemaRegistry>> {
+        self.0.registry.as_ref()
     }
 
     /// Where it is, for people.
@@ -137,6 +152,7 @@ fn own_from(holder: &Holder, topic: &str) -> Result<Vec<i64>> {
 fn note_prepared(holder: &Holder, preparation: &Preparation) -> Result<()> {
     let mut records: Vec<StateRecord> = Vec::new();
     let mut entries: HashMap<TableName, Entry> = HashMap::new();
+    let mut told: Vec<(Arc<Table>, bool)> = Vec::new();
     for (plan, found) in &preparation.steps {
         let name = &plan.table.name;
         for (task, table) in &found.taken_from {
@@ -160,12 +176,15 @@ fn note_prepared(holder: &Holder, preparation: &Preparation) -> Result<()> {
         if ours && entry.columns == columns {
             continue;
         }
+        told.push((Arc::clone(&plan.table), entry.columns.is_empty()));
         entry.columns = columns;
         records.push(table_record(&holder.task, name, Some(&entry)));
         entries.insert(name.clone(), entry);
     }
     if !records.is_empty() {
-        holder.store(&records)?;
+        holder.store_with(&records, &[], |producer| {
+            tell_columns(&holder.config, &holder.task, &told, producer)
+        })?;
     }
     let mut view = holder.view.lock();
     view.held.tables.extend(entries);
@@ -243,13 +262,16 @@ impl Target for KafkaTarget {
     }
 
     async fn open(&self, task: &TaskId) -> Result<Progress> {
-        make_state_topic(self.config(), self.cluster()).await?;
+        make_topics(self.config(), self.cluster()).await?;
         let task = task.clone();
         self.blocking(move |target| {
             let shared = &target.0;
-            let holder = Holder::open(&shared.config, &shared.cluster, &task)?;
+            let registry = shared.registry.clone();
+            let holder = Holder::open(&shared.config, &shared.cluster, registry, &task)?;
             let progress = holder.view.lock().held.progress()?;
-            *shared.holder.lock() = Some(Arc::new(holder));
+            let holder = Arc::new(holder);
+            *shared.heart.lock() = Heart::begin(&holder);
+            *shared.holder.lock() = Some(holder);
             Ok(progress)
         })
         .await
@@ -301,12 +323,25 @@ impl Target for KafkaTarget {
         let mut made: Vec<&str> = made.map(|(_, found)| found.topic.as_str()).collect();
         made.sort_unstable();
         made.dedup();
-        cluster.make(&made, self.config().partitions, false).await?;
+        cluster.make(&made, self.config().partitions, &[]).await?;
         if !made.is_empty() {
             pgferry_pipeline::failpoint::pass("target.table_created");
         }
+        let mut limits = HashMap::new();
+        if let Some(letters) = &self.config().dead_letter_topic {
+            let mut topics: Vec<String> = steps.iter().map(|(_, found)| found.topic.clone()).collect();
+            topics.push(letters.clone());
+            topics.sort_unstable();
+            topics.dedup();
+            limits = cluster.limits(&topics).await?;
+        }
         self.blocking(move |target| {
-            holder.view.lock().topics = target.cluster().topics()?;
+            let topics = target.cluster().topics()?;
+            {
+                let mut view = holder.view.lock();
+                view.topics = topics;
+                view.limits.extend(limits);
+            }
             note_prepared(&holder, &preparation)
         })
         .await
@@ -379,10 +414,15 @@ impl Target for KafkaTarget {
             if !taken {
                 return Err(topic_exists(&after.name, &topic));
             }
-            let columns = columns_of(&after);
-            store_entries(holder, std::slice::from_ref(&after.name), &[], |entry| {
-                entry.columns.clone_from(&columns);
-            })
+            let mut entry = holder.view.lock().held.tables.get(&after.name).cloned().unwrap_or_default();
+            entry.columns = columns_of(&after);
+            let record = table_record(&holder.task, &after.name, Some(&entry));
+            let told = [(Arc::clone(&after), false)];
+            holder.store_with(&[record], &[], |producer| {
+                tell_columns(&holder.config, &holder.task, &told, producer)
+            })?;
+            holder.view.lock().held.tables.insert(after.name.clone(), entry);
+            Ok(())
         })
         .await
     }
@@ -406,6 +446,7 @@ impl Target for KafkaTarget {
     }
 
     async fn close(&self) -> Result<()> {
+        drop(self.0.heart.lock().take());
         let Some(holder) = self.0.holder.lock().take() else { return Ok(()) };
         // What is open is aborted; a client ends after its last answer.
         self.blocking(move |_| {

@@ -21,11 +21,15 @@ use crate::encode::{Record, Records};
 use crate::error::{
     by_code, code_of, is_fenced, is_transient, record_refused, refused, topic_gone, transaction_timeout,
 };
+use crate::extra_topics::DeadLetters;
 
 /// The wait for room in a producer's queue, and for the last acknowledgements.
 const POLL: Duration = Duration::from_millis(1);
 /// So many records are sent between two looks at what was not delivered.
 const LOOK_EVERY: u32 = 4_096;
+
+/// The number of a record that belongs to no table.
+pub(crate) const NO_ROUTE: usize = usize::MAX;
 
 /// One producer, with its transaction.
 pub(crate) struct Producer {
@@ -47,6 +51,8 @@ pub(crate) struct Route {
     pub(crate) policy: PartitionPolicy,
     /// By the policy [`PartitionPolicy::TableHash`].
     table_partition: i32,
+    /// Where records go that the topic does not take.
+    pub(crate) dead_letters: Option<DeadLetters>,
 }
 
 impl Route {
@@ -59,7 +65,14 @@ impl Route {
     ) -> Route {
         let name = format!("{database}.{}.{}", table.schema, table.name);
         let table_partition = partition_of(name.as_bytes(), partitions);
-        Route { table: table.clone(), topic: topic.to_owned(), partitions, policy, table_partition }
+        Route {
+            table: table.clone(),
+            topic: topic.to_owned(),
+            partitions,
+            policy,
+            table_partition,
+            dead_letters: None,
+        }
     }
 
     fn partition(&self, key: Option<&[u8]>) -> i32 {
@@ -316,6 +329,9 @@ pub(crate) struct Sender<'a> {
 impl Records for Sender<'_> {
     fn put(&mut self, record: &Record<'_>) -> Result<()> {
         let Some(route) = self.routes.get(self.number) else { return Ok(()) };
+        if let Some(letters) = route.dead_letters.as_ref().filter(|letters| letters.takes(record)) {
+            return self.put_aside(route, letters, record);
+        }
         let partitions = if record.everywhere {
             0..route.partitions
         } else {
@@ -334,6 +350,21 @@ impl Records for Sender<'_> {
             )?;
         }
         Ok(())
+    }
+}
+
+impl Sender<'_> {
+    fn put_aside(&mut self, route: &Route, letters: &DeadLetters, record: &Record<'_>) -> Result<()> {
+        let (headers, whole) = letters.letter(&route.topic, record);
+        let letter = Record { value: record.value.filter(|_| whole), headers: &headers, ..*record };
+        tracing::warn!(
+            table = %route.table,
+            topic = letters.topic,
+            "a record is larger than its topic takes, and is a dead letter now"
+        );
+        metrics::counter!("pgferry_dead_letters_total", "table" => route.table.to_string()).increment(1);
+        let sent = self.producer.send(&letters.topic, 0, &letter, NO_ROUTE);
+        sent.map_err(|failure| self.producer.failed(&format!("writing to topic {}", letters.topic), failure))
     }
 }
 

@@ -20,6 +20,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 mod run_folder;
+pub mod schema_registry;
 pub mod server;
 pub mod target_contract;
 pub mod types;

@@ -32,7 +32,7 @@ impl Envelope {
     ) -> Self {
         let start = |schema: Value| format!("{{\"schema\":{schema},\"payload\":").into_bytes();
         let (key_start, value_start) = if schemas {
-            (start(key_schema(config, task, table, columns)), start(value_schema(task, table, columns)))
+            (start(key_schema(config, table, columns)), start(value_schema(config, table, columns)))
         } else {
             (Vec::new(), Vec::new())
         };
@@ -76,12 +76,12 @@ impl Envelope {
         out.extend_from_slice(&self.value_start);
         out.extend_from_slice(b"{\"before\":");
         match tuples.before {
-            Some(before) => encoder.object(before, None, out)?,
+            Some(before) => encoder.object(before, tuples, out)?,
             None => out.extend_from_slice(b"null"),
         }
         out.extend_from_slice(b",\"after\":");
         match tuples.after {
-            Some(after) => encoder.object(after, tuples.before, out)?,
+            Some(after) => encoder.object(after, tuples, out)?,
             None => out.extend_from_slice(b"null"),
         }
         out.push(b',');
@@ -90,7 +90,19 @@ impl Envelope {
         out.extend_from_slice(event.letter().as_bytes());
         out.extend_from_slice(b"\",\"ts_ms\":");
         number(origin.now_ms, out);
-        out.extend_from_slice(b",\"transaction\":null}");
+        out.extend_from_slice(b",\"transaction\":");
+        match tuples.place {
+            Some(place) => {
+                out.extend_from_slice(b"{\"id\":\"");
+                out.extend_from_slice(origin.transaction_id().as_bytes());
+                out.extend_from_slice(b"\",\"total_order\":");
+                number(place.total, out);
+                out.extend_from_slice(b",\"data_collection_order\":");
+                number(place.of_table, out);
+                out.extend_from_slice(b"}}");
+            }
+            None => out.extend_from_slice(b"null}"),
+        }
         out.extend_from_slice(self.end);
         Ok(())
     }
@@ -160,11 +172,11 @@ fn named(mut schema: Value, name: &str) -> Value {
     schema
 }
 
-fn record_name(task: &TaskId, table: &Table, part: &str) -> String {
-    format!("{task}.{}.{}.{part}", table.name.schema, table.name.name)
+fn record_name(config: &KafkaConfig, table: &Table, part: &str) -> String {
+    format!("{}.{}.{}.{part}", config.source_database, table.name.schema, table.name.name)
 }
 
-fn key_schema(config: &KafkaConfig, task: &TaskId, table: &Table, columns: &[ColumnEncoder]) -> Value {
+fn key_schema(config: &KafkaConfig, table: &Table, columns: &[ColumnEncoder]) -> Value {
     let mut fields: Vec<Value> = table
         .key
         .iter()
@@ -174,10 +186,10 @@ fn key_schema(config: &KafkaConfig, task: &TaskId, table: &Table, columns: &[Col
     if is_shared(config, &table.name) {
         fields.push(json!({ "type": "string", "optional": false, "field": TABLE_IN_KEY }));
     }
-    json!({ "type": "struct", "fields": fields, "optional": false, "name": record_name(task, table, "Key") })
+    json!({ "type": "struct", "fields": fields, "optional": false, "name": record_name(config, table, "Key") })
 }
 
-fn value_schema(task: &TaskId, table: &Table, columns: &[ColumnEncoder]) -> Value {
+fn value_schema(config: &KafkaConfig, table: &Table, columns: &[ColumnEncoder]) -> Value {
     // Also columns that are never NULL: what the source does not send of an old row is missing.
     let fields: Vec<Value> = columns
         .iter()
@@ -186,7 +198,7 @@ fn value_schema(task: &TaskId, table: &Table, columns: &[ColumnEncoder]) -> Valu
         .collect();
     let row = |name: &str| {
         json!({ "type": "struct", "fields": fields, "optional": true,
-            "name": record_name(task, table, "Value"), "field": name })
+            "name": record_name(config, table, "Value"), "field": name })
     };
     let plain =
         |kind: &str, optional: bool, name: &str| json!({ "type": kind, "optional": optional, "field": name });
@@ -202,7 +214,7 @@ fn value_schema(task: &TaskId, table: &Table, columns: &[ColumnEncoder]) -> Valu
         "fields": [
             plain("string", false, "id"), plain("int64", false, "total_order"), plain("int64", false, "data_collection_order"),
         ] });
-    json!({ "type": "struct", "optional": false, "name": record_name(task, table, "Envelope"), "version": 1,
+    json!({ "type": "struct", "optional": false, "name": record_name(config, table, "Envelope"), "version": 1,
         "fields": [
             row("before"), row("after"), source, plain("string", false, "op"), plain("int64", true, "ts_ms"), transaction,
         ] })

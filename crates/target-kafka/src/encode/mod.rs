@@ -10,6 +10,8 @@
 //! Invariants: a record is whole in one buffer, which the next one reuses; an unchanged value is left out and named in a header, never
 //! replaced; no message holds a value.
 
+mod avro;
+mod cell;
 mod debezium;
 mod json;
 mod plain;
@@ -18,13 +20,16 @@ use pgferry_model::{Batch, Cell, Error, Op, Result, Row, RowRef, Table, TaskId};
 use pgferry_pipeline::DeletePolicy;
 
 use crate::config::{Format, KafkaConfig};
-use crate::error::{key_unknown, unfit};
+use crate::error::{key_unknown, registry_missing, unfit};
 use crate::mapping::{ColumnType, map_column};
 use crate::schema::is_shared;
+use crate::schema_registry::SchemaRegistry;
 
+pub(crate) use avro::schemas as avro_schemas;
+pub(crate) use cell::{INFINITY_US, NEGATIVE_INFINITY_US};
+pub(crate) use json::string as write_string;
 #[cfg(test)]
 pub(crate) use json::write_cell;
-pub(crate) use json::{INFINITY_US, NEGATIVE_INFINITY_US, string as write_string};
 pub(crate) use plain::{LSN, OP, ORDER, SCHEMA, TABLE};
 
 /// Names the columns whose values the source did not send, as a JSON array.
@@ -51,6 +56,20 @@ pub(crate) struct Origin {
     pub(crate) committed_at_ms: i64,
     /// When the record is made, in milliseconds since 1970-01-01 UTC.
     pub(crate) now_ms: i64,
+}
+
+impl Origin {
+    /// The transaction's name in records.
+    pub(crate) fn transaction_id(&self) -> String {
+        format!("{}:{}", self.xid, self.lsn)
+    }
+}
+
+/// How many events of a transaction there are so far: in all, and of one table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) total: u64,
+    pub(crate) of_table: u64,
 }
 
 /// A record, but for its topic and partition.
@@ -95,6 +114,9 @@ pub(crate) struct ColumnEncoder {
     /// `"name":`
     label: Vec<u8>,
     pub(crate) name: String,
+    /// Its name in records.
+    field: String,
+    in_key: bool,
     pub(crate) kind: ColumnType,
 }
 
@@ -111,6 +133,7 @@ pub(crate) struct Encoder {
 
 enum Envelope {
     Debezium(debezium::Envelope),
+    Avro(avro::Envelope),
     Plain(plain::Envelope),
 }
 
@@ -121,34 +144,76 @@ pub(crate) struct Scratch {
     other_key: Vec<u8>,
     value: Vec<u8>,
     headers: Vec<(&'static str, Vec<u8>)>,
+    /// The place of the last event in its transaction; `None`: records do not tell it.
+    pub(crate) place: Option<Place>,
 }
 
-/// The tuples of an event, and the columns of `after` that are taken from `before` where the source did not send them.
-#[derive(Clone, Copy)]
+/// The tuples of an event.
+#[derive(Clone, Copy, Default)]
 struct Tuples<'a> {
     before: Option<Row<'a>>,
     after: Option<Row<'a>>,
+    /// What the source sent of the old row, if only its key.
+    old: Option<Row<'a>>,
+    /// Of the event in its transaction.
+    place: Option<Place>,
+}
+
+impl<'a> Tuples<'a> {
+    /// A cell, from the old row where the source did not send it with the new one.
+    fn filled(&self, at: usize, cell: Cell<'a>, in_key: bool) -> Cell<'a> {
+        let old = if in_key { self.before.or(self.old) } else { self.before };
+        match (cell, old) {
+            (Cell::Unchanged, Some(old)) => old.cell(at),
+            (cell, _) => cell,
+        }
+    }
+}
+
+/// A table's columns, ready to write.
+pub(crate) fn columns(config: &KafkaConfig, table: &Table) -> Result<Vec<ColumnEncoder>> {
+    let fields = field_names(config, table)?;
+    let mut columns = Vec::with_capacity(table.columns.len());
+    for (at, (column, field)) in table.columns.iter().zip(fields).enumerate() {
+        let mut label = Vec::new();
+        write_string(field.as_bytes(), &mut label)
+            .map_err(|reason| unfit(&table.name, &column.name, "a field's name", reason))?;
+        label.push(b':');
+        let kind = map_column(config, table, column);
+        let (name, in_key) = (column.name.to_string(), table.key.contains(&at));
+        columns.push(ColumnEncoder { label, name, field, in_key, kind });
+    }
+    Ok(columns)
+}
+
+/// The names that columns have in records.
+pub(crate) fn field_names(config: &KafkaConfig, table: &Table) -> Result<Vec<String>> {
+    match config.format {
+        Format::Avro => avro::schema::field_names(table),
+        Format::Debezium { .. } | Format::Json => {
+            Ok(table.columns.iter().map(|column| column.name.to_string()).collect())
+        }
+    }
 }
 
 impl Encoder {
+    /// `registry`: of schemas, where the format has them; they are registered.
     pub(crate) fn new(
         config: &KafkaConfig,
         task: &TaskId,
         table: &Table,
         deletes: DeletePolicy,
+        registry: Option<&SchemaRegistry>,
     ) -> Result<Encoder> {
-        let mut columns = Vec::with_capacity(table.columns.len());
-        for column in &table.columns {
-            let mut label = Vec::new();
-            write_string(column.name.as_bytes(), &mut label)
-                .map_err(|reason| unfit(&table.name, &column.name, "a field's name", reason))?;
-            label.push(b':');
-            let kind = map_column(config, table, column);
-            columns.push(ColumnEncoder { label, name: column.name.to_string(), kind });
-        }
+        let columns = columns(config, table)?;
         let envelope = match config.format {
             Format::Debezium { schemas } => {
                 Envelope::Debezium(debezium::Envelope::new(config, task, table, &columns, schemas))
+            }
+            Format::Avro => {
+                let registry = registry.ok_or_else(registry_missing)?;
+                let ids = registry.register(config, table, &columns)?;
+                Envelope::Avro(avro::Envelope::new(config, task, table, ids))
             }
             Format::Json => Envelope::Plain(plain::Envelope::new(table)),
         };
@@ -178,7 +243,7 @@ impl Encoder {
         match row.op {
             Op::Insert => {
                 let event = if origin.snapshot { Event::Read } else { Event::Create };
-                let tuples = Tuples { before: None, after: row.new };
+                let tuples = Tuples { after: row.new, ..Tuples::default() };
                 self.key(row.new, None, &mut scratch.key)?;
                 scratch.headers.clear();
                 self.event(event, tuples, origin, scratch, out)
@@ -203,12 +268,10 @@ impl Encoder {
         out: &mut dyn Records,
     ) -> Result<()> {
         scratch.headers.clear();
-        let tuples = Tuples { before: None, after: None };
-        self.value(Event::Truncate, tuples, origin, scratch)?;
-        let has_value = matches!(self.envelope, Envelope::Debezium(_));
+        self.value(Event::Truncate, Tuples::default(), origin, scratch)?;
         out.put(&Record {
             key: None,
-            value: has_value.then_some(scratch.value.as_slice()),
+            value: (!self.is_plain()).then_some(scratch.value.as_slice()),
             headers: &scratch.headers,
             everywhere: true,
         })
@@ -238,7 +301,7 @@ impl Encoder {
         let full_old = row.old.filter(|_| row.old_is_full);
         self.key(row.new, row.old, &mut scratch.key)?;
         scratch.headers.clear();
-        let tuples = Tuples { before: full_old, after: row.new };
+        let tuples = Tuples { before: full_old, after: row.new, old: row.old, place: None };
         if row.old.is_none() || !self.key_changed(row) {
             return self.event(Event::Update, tuples, origin, scratch, out);
         }
@@ -267,9 +330,9 @@ impl Encoder {
         scratch: &mut Scratch,
         out: &mut dyn Records,
     ) -> Result<()> {
-        self.event(Event::Delete, Tuples { before: old, after: None }, origin, scratch, out)?;
+        self.event(Event::Delete, Tuples { before: old, ..Tuples::default() }, origin, scratch, out)?;
         let keyed = !self.table.key.is_empty();
-        if self.tombstones && keyed && matches!(self.envelope, Envelope::Debezium(_)) {
+        if self.tombstones && keyed && !self.is_plain() {
             out.put(&Record { key: Some(&scratch.key), value: None, headers: &[], everywhere: false })?;
         }
         Ok(())
@@ -287,7 +350,7 @@ impl Encoder {
         self.note_unchanged(tuples, scratch)?;
         self.value(event, tuples, origin, scratch)?;
         let keyed = !self.table.key.is_empty();
-        let gone = event == Event::Delete && keyed && matches!(self.envelope, Envelope::Plain(_));
+        let gone = event == Event::Delete && keyed && self.is_plain();
         out.put(&Record {
             key: keyed.then_some(scratch.key.as_slice()),
             value: (!gone).then_some(scratch.value.as_slice()),
@@ -300,23 +363,45 @@ impl Encoder {
         let Some(after) = tuples.after.filter(|_| tuples.before.is_none()).filter(Row::has_unchanged) else {
             return Ok(());
         };
-        let missing = after.cells().zip(&self.columns).filter(|(cell, _)| *cell == Cell::Unchanged);
-        let names: Vec<&str> = missing.map(|(_, column)| column.name.as_str()).collect();
+        let cells = after.cells().enumerate().zip(&self.columns);
+        let missing =
+            cells.filter(|((at, cell), column)| tuples.filled(*at, *cell, column.in_key) == Cell::Unchanged);
+        let names: Vec<&str> = missing.map(|(_, column)| column.field.as_str()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
         let names = serde_json::to_vec(&names).map_err(|failure| malformed(&self.table, failure))?;
         scratch.headers.push((UNCHANGED, names));
         Ok(())
     }
 
-    fn value(&self, event: Event, tuples: Tuples<'_>, origin: &Origin, scratch: &mut Scratch) -> Result<()> {
+    fn value(
+        &self,
+        event: Event,
+        mut tuples: Tuples<'_>,
+        origin: &Origin,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         scratch.value.clear();
+        if let Some(place) = scratch.place.as_mut().filter(|_| !origin.snapshot) {
+            place.total += 1;
+            place.of_table += 1;
+            tuples.place = Some(*place);
+        }
         match &self.envelope {
             Envelope::Debezium(envelope) => envelope.write(self, event, tuples, origin, &mut scratch.value),
+            Envelope::Avro(envelope) => envelope.write(self, event, tuples, origin, &mut scratch.value),
             Envelope::Plain(envelope) => {
                 envelope.write(self, event, tuples, &mut scratch.value)?;
                 envelope.headers(event, origin, &mut scratch.headers);
                 Ok(())
             }
         }
+    }
+
+    /// What happened is in headers, and the value is the row.
+    fn is_plain(&self) -> bool {
+        matches!(self.envelope, Envelope::Plain(_))
     }
 
     /// The key's columns as an object; a cell that the source did not send is taken from `other`.
@@ -326,8 +411,10 @@ impl Encoder {
             return Ok(());
         }
         let Some(tuple) = tuple else { return Err(key_unknown(&self.table.name)) };
-        if let Envelope::Debezium(envelope) = &self.envelope {
-            out.extend_from_slice(envelope.key_start());
+        match &self.envelope {
+            Envelope::Debezium(envelope) => out.extend_from_slice(envelope.key_start()),
+            Envelope::Avro(envelope) => envelope.key_start(out),
+            Envelope::Plain(_) => {}
         }
         for (index, &at) in self.table.key.iter().enumerate() {
             let cell = match tuple.cell(at) {
@@ -337,24 +424,34 @@ impl Encoder {
             if matches!(cell, Cell::Unchanged | Cell::Null) {
                 return Err(key_unknown(&self.table.name));
             }
-            out.push(if index == 0 { b'{' } else { b',' });
-            self.cell(at, cell, out)?;
+            if let Envelope::Avro(_) = &self.envelope {
+                let Some(column) = self.columns.get(at) else { continue };
+                avro::Envelope::key_column(column, cell, out).map_err(|reason| self.unfit(column, reason))?;
+            } else {
+                out.push(if index == 0 { b'{' } else { b',' });
+                self.cell(at, cell, out)?;
+            }
         }
-        out.extend_from_slice(&self.key_end);
-        if let Envelope::Debezium(envelope) = &self.envelope {
-            out.extend_from_slice(envelope.end());
+        match &self.envelope {
+            Envelope::Debezium(envelope) => {
+                out.extend_from_slice(&self.key_end);
+                out.extend_from_slice(envelope.end());
+            }
+            Envelope::Avro(envelope) => envelope.key_end(out),
+            Envelope::Plain(_) => out.extend_from_slice(&self.key_end),
         }
         Ok(())
     }
 
-    /// A tuple's columns as an object; what the source did not send is taken from `other`, or left out.
-    fn object(&self, tuple: Row<'_>, other: Option<Row<'_>>, out: &mut Vec<u8>) -> Result<()> {
+    /// A tuple's columns as an object; what is not known is left out.
+    fn object(&self, tuple: Row<'_>, tuples: Tuples<'_>, out: &mut Vec<u8>) -> Result<()> {
         out.push(b'{');
         let mut first = true;
         for (at, cell) in tuple.cells().enumerate() {
-            let cell = match (cell, other) {
-                (Cell::Unchanged, Some(other)) => other.cell(at),
-                (cell, _) => cell,
+            let cell = if cell == Cell::Unchanged {
+                tuples.filled(at, cell, self.columns.get(at).is_some_and(|column| column.in_key))
+            } else {
+                cell
             };
             if cell == Cell::Unchanged {
                 continue;
@@ -372,8 +469,11 @@ impl Encoder {
     fn cell(&self, at: usize, cell: Cell<'_>, out: &mut Vec<u8>) -> Result<()> {
         let Some(column) = self.columns.get(at) else { return Ok(()) };
         out.extend_from_slice(&column.label);
-        json::write_cell(&column.kind.encoding, cell, out)
-            .map_err(|reason| unfit(&self.table.name, &column.name, &column.kind.name, reason))
+        json::write_cell(&column.kind.encoding, cell, out).map_err(|reason| self.unfit(column, reason))
+    }
+
+    fn unfit(&self, column: &ColumnEncoder, reason: &str) -> Error {
+        unfit(&self.table.name, &column.name, &column.kind.name, reason)
     }
 }
 

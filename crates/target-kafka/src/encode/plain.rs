@@ -38,8 +38,8 @@ impl Envelope {
     ) -> Result<()> {
         match (event, tuples.after, tuples.before) {
             (Event::Truncate, ..) => Ok(()),
-            (_, Some(after), before) => encoder.object(after, before, out),
-            (_, None, Some(before)) => encoder.object(before, None, out),
+            (_, Some(after), _) => encoder.object(after, tuples, out),
+            (_, None, Some(before)) => encoder.object(before, tuples, out),
             (_, None, None) => Ok(()),
         }
     }

@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 
-use pgferry_model::TableName;
+use pgferry_model::{Result, TableName};
 use rdkafka::message::{BorrowedHeaders, Headers};
 use serde_json::{Map, Value};
 
 use crate::broker::Read;
 use crate::encode::{LSN, NEW_KEY, OLD_KEY, OP, ORDER, SCHEMA, TABLE, UNCHANGED};
+use crate::schema_registry::SchemaRegistry;
+
+use super::avro;
 
 /// What a record does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,9 +37,27 @@ fn header<'a>(headers: Option<&'a BorrowedHeaders>, name: &str) -> Option<&'a [u
     headers?.iter().find(|header| header.key == name)?.value
 }
 
-/// The event of a table that a record is; `None`: another table's, or nothing to a row.
-pub(super) fn of(table: &TableName, read: &Read<'_>, of_others: &mut HashSet<Vec<u8>>) -> Option<Event> {
-    let &Read { partition, key, value, headers } = read;
+/// The event of a table that a record is; `None`: another table's, or nothing to a row. `registry`: of records in Avro.
+pub(super) fn of(
+    table: &TableName,
+    registry: Option<&SchemaRegistry>,
+    read: &Read<'_>,
+    of_others: &mut HashSet<Vec<u8>>,
+) -> Result<Option<Event>> {
+    let envelope = match (registry, read.value) {
+        (Some(registry), Some(value)) => avro::decoded(registry, value)?,
+        (_, value) => value.and_then(|value| serde_json::from_slice(value).ok()),
+    };
+    Ok(event(table, read, envelope, of_others))
+}
+
+fn event(
+    table: &TableName,
+    read: &Read<'_>,
+    value: Option<Value>,
+    of_others: &mut HashSet<Vec<u8>>,
+) -> Option<Event> {
+    let &Read { partition, key, headers, .. } = read;
     let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
     let text = |name| header(headers, name).and_then(|value| std::str::from_utf8(value).ok());
     let number = |name| text(name).and_then(|text| text.parse::<u64>().ok());
@@ -57,20 +78,20 @@ pub(super) fn of(table: &TableName, read: &Read<'_>, of_others: &mut HashSet<Vec
             return None;
         }
         event.what = what(op)?;
-        if let Some(Value::Object(fields)) = value.and_then(|value| serde_json::from_slice(value).ok()) {
+        if let Some(Value::Object(fields)) = value {
             event.fields = fields;
         }
         event.order = (number(LSN).unwrap_or(0), number(ORDER).unwrap_or(0), event.what);
         return Some(event);
     }
-    let Some(value) = value else {
+    if read.value.is_none() {
         // A tombstone: its delete came before, unless that is compacted away.
         let other = key.is_some_and(|key| of_others.contains(key));
         event.what = What::Delete;
         event.order = (0, 0, What::Delete);
         return (!other).then_some(event);
-    };
-    debezium(table, event, value, of_others)
+    }
+    debezium(table, event, value?, of_others)
 }
 
 fn what(op: &str) -> Option<What> {
@@ -85,10 +106,9 @@ fn what(op: &str) -> Option<What> {
 fn debezium(
     table: &TableName,
     mut event: Event,
-    value: &[u8],
+    mut envelope: Value,
     of_others: &mut HashSet<Vec<u8>>,
 ) -> Option<Event> {
-    let mut envelope: Value = serde_json::from_slice(value).ok()?;
     if let Some(payload) = envelope.get_mut("payload") {
         envelope = payload.take();
     }

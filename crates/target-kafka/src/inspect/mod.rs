@@ -10,6 +10,7 @@
 //!
 //! Limits: every row of the table is held in memory; floats are written as PostgreSQL 12 and later write them.
 
+mod avro;
 mod event;
 mod text;
 
@@ -23,10 +24,12 @@ use serde_json::{Map, Value};
 
 use crate::KafkaTarget;
 use crate::broker::{Cluster, Reader};
+use crate::encode::field_names;
 use crate::error::{ROW_MISSING, topic_gone};
 use crate::holder::{Holder, Lane};
 use crate::mapping::map_column;
 use crate::schema::topic_of;
+use crate::schema_registry::SchemaRegistry;
 use event::{Event, What};
 
 #[async_trait]
@@ -119,7 +122,8 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     let topic = topic_of(target.config(), table);
     let topics = target.cluster().topics()?;
     let Some(&partitions) = topics.get(&topic) else { return Err(topic_gone(&table.name, &topic)) };
-    let mut events = Ordered::new(target.cluster(), &table.name, &topic, partitions)?;
+    let registry = target.registry().map(Arc::clone);
+    let mut events = Ordered::new(target.cluster(), registry, &table.name, &topic, partitions)?;
     let mut rows = Rows::default();
     while let Some(event) = events.next()? {
         rows.take(event);
@@ -131,12 +135,13 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
 fn text_rows(target: &KafkaTarget, table: &Table) -> Result<Vec<TextRow>> {
     let kinds: Vec<_> =
         table.columns.iter().map(|column| map_column(target.config(), table, column)).collect();
+    let fields = field_names(target.config(), table)?;
     let text_row = |row: Folded| {
         if row.unknown {
             return Err(value_missing(&table.name));
         }
-        let cells = table.columns.iter().zip(&kinds).map(|(column, kind)| {
-            let value = row.fields.get(&*column.name).unwrap_or(&Value::Null);
+        let cells = table.columns.iter().zip(&fields).zip(&kinds).map(|((column, field), kind)| {
+            let value = row.fields.get(field).unwrap_or(&Value::Null);
             text::of(&kind.encoding, value).ok_or_else(|| unreadable(&table.name, &column.name))
         });
         cells.collect::<Result<TextRow>>()
@@ -152,7 +157,7 @@ pub(crate) fn written_keys(holder: &Holder, lane: &Arc<Lane>, from: &[i64]) -> R
     let mut first = from.to_vec();
     first.resize(route.partitions as usize, 0);
     holder.cluster.read(&route.topic, &first, Some(&route.table), &mut |read| {
-        match event::of(&route.table, &read, &mut of_others) {
+        match event::of(&route.table, holder.registry(), &read, &mut of_others)? {
             Some(Event { what: What::Put, partition, key: Some(key), .. }) => {
                 keys.insert((partition, key));
             }
@@ -177,6 +182,7 @@ const WAITING_MIN: usize = 1_024;
 /// A topic's events, in the order of commits over all partitions.
 struct Ordered<'a> {
     reader: Reader<'a>,
+    registry: Option<Arc<SchemaRegistry>>,
     table: TableName,
     heads: Vec<VecDeque<Event>>,
     held: Vec<bool>,
@@ -185,10 +191,17 @@ struct Ordered<'a> {
 }
 
 impl<'a> Ordered<'a> {
-    fn new(cluster: &'a Cluster, table: &TableName, topic: &str, partitions: i32) -> Result<Ordered<'a>> {
+    fn new(
+        cluster: &'a Cluster,
+        registry: Option<Arc<SchemaRegistry>>,
+        table: &TableName,
+        topic: &str,
+        partitions: i32,
+    ) -> Result<Ordered<'a>> {
         let from = vec![0; partitions as usize];
         Ok(Ordered {
             reader: Reader::new(cluster, topic, &from, Some(table))?,
+            registry,
             table: table.clone(),
             heads: from.iter().map(|_| VecDeque::new()).collect(),
             held: vec![false; from.len()],
@@ -204,13 +217,12 @@ impl<'a> Ordered<'a> {
             if std::mem::take(&mut self.held[waited]) {
                 self.reader.hold(waited, false)?;
             }
-            let Ordered { reader, table, heads, of_others, .. } = self;
+            let Ordered { reader, registry, table, heads, of_others, .. } = self;
             let mut full = None;
             reader.next(&mut |read| {
                 let partition = read.partition as usize;
-                if let (Some(head), Some(event)) =
-                    (heads.get_mut(partition), event::of(table, &read, of_others))
-                {
+                let event = event::of(table, registry.as_deref(), &read, of_others)?;
+                if let (Some(head), Some(event)) = (heads.get_mut(partition), event) {
                     head.push_back(event);
                     full = (head.len() == WAITING_MAX).then_some(partition);
                 }

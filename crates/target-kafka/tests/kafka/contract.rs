@@ -8,8 +8,9 @@ use pgferry_model::{Batch, CellFormat, Op, Position, Table, TaskId, TypeKind};
 use pgferry_pipeline::{
     Chunk, ChunkRows, CopyMark, DeletePolicy, IfTargetExists, TablePlan, Target, TextRow, rows_between,
 };
-use pgferry_target_kafka::{Format, Guarantee, KafkaConfig, KafkaTarget};
+use pgferry_target_kafka::{Format, Guarantee, KafkaConfig, KafkaTarget, RegistryConfig};
 use pgferry_testkit::kafka::Broker;
+use pgferry_testkit::schema_registry::SchemaRegistry;
 use pgferry_testkit::target_contract::{Scene, Scenery};
 
 use crate::making::config;
@@ -30,12 +31,16 @@ impl Topics {
 /// A scene is a set of topics under one of the target's settings.
 macro_rules! scene {
     ($name:ident, $change:expr) => {
+        scene!($name, $change, false);
+    };
+    ($name:ident, $change:expr, $avro:expr) => {
         struct $name(Topics);
 
         #[async_trait]
         impl Scene for $name {
             fn unavailable() -> Result<Option<String>> {
-                Ok(Broker::shared()?.err().map(|missing| missing.0))
+                let registry = if $avro { SchemaRegistry::shared()?.err() } else { None };
+                Ok(Broker::shared()?.err().or(registry).map(|missing| missing.0))
             }
 
             async fn fresh() -> Result<Self> {
@@ -134,6 +139,22 @@ scene!(WithSchemas, |config| {
     config.format = Format::Debezium { schemas: true };
 });
 
+scene!(
+    InAvro,
+    |config| {
+        config.guarantee = Guarantee::ExactlyOnce;
+        config.format = Format::Avro;
+        config.schema_registry = registry();
+    },
+    true
+);
+
+/// The shared schema registry; `None`: it is not installed, and the scene says so.
+fn registry() -> Option<RegistryConfig> {
+    let registry = SchemaRegistry::shared().ok()?.ok()?;
+    Some(RegistryConfig { url: registry.url(), ..RegistryConfig::default() })
+}
+
 mod exactly_once {
     pgferry_testkit::target_contract!(super::ExactlyOnce);
 }
@@ -180,3 +201,4 @@ macro_rules! form {
 
 form!(plain_json, PlainJson);
 form!(with_schemas, WithSchemas);
+form!(in_avro, InAvro);
