@@ -62,17 +62,28 @@ struct Parts {
     child: Mutex<Option<Child>>,
 }
 
+/// Debezium's connector for PostgreSQL and the Kafka Connect that runs it, as a folder in the cache.
+const DEBEZIUM: &str = "debezium-3.6.0";
+
 /// The jars of a version, where `scripts/setup --test` has put them.
 pub fn jars(version: &str) -> Result<std::result::Result<PathBuf, NotInstalled>> {
-    let folder = cache()?.join(format!("kafka-{version}"));
+    installed(&format!("kafka-{version}"), &format!("Apache Kafka {version}"))
+}
+
+/// The jars of Debezium and Kafka Connect, where `scripts/setup --test` has put them.
+pub fn debezium() -> Result<std::result::Result<PathBuf, NotInstalled>> {
+    installed(DEBEZIUM, "Debezium")
+}
+
+fn installed(folder: &str, name: &str) -> Result<std::result::Result<PathBuf, NotInstalled>> {
+    let folder = cache()?.join(folder);
     if !folder.join("complete").exists() {
-        let missing =
-            format!("Apache Kafka {version} is not in {}: run scripts/setup --test", folder.display());
+        let missing = format!("{name} is not in {}: run scripts/setup --test", folder.display());
         return Ok(Err(NotInstalled(missing)));
     }
-    let java = Command::new("java").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let java = Command::new("javac").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !java.is_ok_and(|status| status.success()) {
-        return Ok(Err(NotInstalled("there is no java: run scripts/setup --test".to_owned())));
+        return Ok(Err(NotInstalled("there is no javac: run scripts/setup --test".to_owned())));
     }
     Ok(Ok(folder))
 }
