@@ -1,4 +1,4 @@
-//! The contestant: pgferry's source and engine, as the command line runs them, into the null target or a DuckDB file.
+//! The contestant: pgferry's source and engine, as the command line runs them, into the null target, a DuckDB file or Kafka topics.
 //!
 //! Prints `streaming seconds=N` when it first follows the source's end, and its figures as `name=number` at the end.
 
@@ -14,11 +14,15 @@ use pgferry_pipeline::{Monitor, Phase, Settings, SyncMode, Target, run as run_ta
 use pgferry_postgres::ConnectionConfig;
 use pgferry_source_postgres::{Manage, PostgresSource, PostgresSourceConfig, Replication, SelectFrom};
 use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
+use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
 use tokio_util::sync::CancellationToken;
 
 use crate::null_target::NullTarget;
 use crate::observed::{Observed, Seen};
 use crate::server::Place;
+
+/// As the program has it for tasks into Kafka.
+const SYNC_INTERVAL_KAFKA: Duration = Duration::from_millis(20);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -45,6 +49,15 @@ pub(crate) struct Options {
     /// DuckDB's own memory
     #[arg(long, default_value = "1GB")]
     memory_limit: String,
+    /// A Kafka cluster's brokers instead of nothing
+    #[arg(long)]
+    kafka: Option<String>,
+    /// What the names of the topics begin with
+    #[arg(long, default_value = "bench")]
+    topics: String,
+    /// Records and position in one Kafka transaction
+    #[arg(long)]
+    exactly_once: bool,
     /// Follow the stream for so many seconds instead of ending when it has caught up
     #[arg(long)]
     follow: Option<u64>,
@@ -86,9 +99,25 @@ impl Options {
     }
 
     fn target(&self) -> Result<Arc<dyn Target>> {
+        if let Some(servers) = &self.kafka {
+            return Ok(Arc::new(KafkaTarget::connect(self.kafka_config(servers))?));
+        }
         let Some(file) = &self.duckdb else { return Ok(Arc::new(NullTarget::default())) };
         let config = DuckdbConfig { memory_limit: self.memory_limit.clone(), ..DuckdbConfig::new(file) };
         Ok(Arc::new(DuckdbTarget::connect(config)?))
+    }
+
+    /// The defaults, under names of this run.
+    fn kafka_config(&self, servers: &str) -> KafkaConfig {
+        let topics = &self.topics;
+        KafkaConfig {
+            topic_rule: format!("{topics}.#{{source_schema_name}}.#{{source_table_name}}"),
+            source_database: self.place.database.clone(),
+            guarantee: if self.exactly_once { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
+            transactional_id_prefix: topics.clone(),
+            state_topic: format!("{topics}.state"),
+            ..KafkaConfig::new(servers)
+        }
     }
 }
 
@@ -103,6 +132,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         workers: options.workers,
         until_caught_up: options.follow.is_none(),
         buffer_bytes_max: options.memory.unwrap_or(usual.buffer_bytes_max),
+        sync_interval: if options.kafka.is_some() { SYNC_INTERVAL_KAFKA } else { usual.sync_interval },
         ..usual
     };
     let (monitor, stop) = (Arc::new(Monitor::default()), CancellationToken::new());

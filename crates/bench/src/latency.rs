@@ -33,7 +33,7 @@ const METHOD: &str = "Single-row updates, one in a transaction, at a steady rate
 const SYNC_INTERVAL_MS: f64 = 1000.0;
 const BEYOND_MS: f64 = 50.0;
 /// Connections that share the load: one alone waits for the disk too long to keep the rate.
-const CLIENTS: u32 = 8;
+pub(crate) const CLIENTS: u32 = 8;
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let effort = &options.effort;
@@ -54,7 +54,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         let running = Running::start(&Contestant::ferry(&scene, "pgferry", "public.accounts", &more)?)?;
         let running = running.until("streaming").await?;
         let cpu = running.cpu_seconds()?;
-        load(&clients, rows, options).await?;
+        load(&clients, rows, options.rate, options.seconds).await?;
         let percent = (running.cpu_seconds()? - cpu) / options.seconds as f64 * 100.0;
         let said = running.end().await?;
         let figure = |name: &str| {
@@ -81,16 +81,16 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 }
 
 /// Commits wait for the disk, as they do by default: what the server has not flushed is in no stream yet.
-async fn load(clients: &[Client], rows: u64, options: &Options) -> Result<()> {
+pub(crate) async fn load(clients: &[Client], rows: u64, rate: u64, seconds: u64) -> Result<()> {
     let count = clients.len() as u64;
     let writers = clients.iter().zip(0..).map(|(client, first)| async move {
         client.batch_execute("SET synchronous_commit = on").await?;
         let update = "UPDATE accounts SET abalance = abalance + 1 WHERE aid = $1";
         let statement = client.prepare(update).await?;
-        let every = Duration::from_secs(count) / u32::try_from(options.rate)?;
+        let every = Duration::from_secs(count) / u32::try_from(rate)?;
         let mut ticks = interval_at(Instant::now() + every * first / CLIENTS, every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-        for change in (u64::from(first)..options.seconds * options.rate).step_by(clients.len()) {
+        for change in (u64::from(first)..seconds * rate).step_by(clients.len()) {
             ticks.tick().await;
             let key = i32::try_from(1 + change * 7919 % rows)?;
             client.execute(&statement, &[&key]).await?;

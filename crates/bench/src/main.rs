@@ -18,6 +18,7 @@ mod duckdb;
 mod effort;
 mod ferry;
 mod idle;
+mod kafka;
 mod latency;
 mod measure;
 mod memory;
@@ -60,9 +61,11 @@ enum Command {
     Idle(idle::Options),
     /// From commit to visible in DuckDB
     Latency(latency::Options),
+    /// A backlog into Kafka and the latency there, beside Debezium
+    Kafka(kafka::Options),
     /// All of them, one after the other
     All(effort::Effort),
-    /// One contestant: the engine into the null target or a DuckDB file
+    /// One contestant: the engine into the null target, a DuckDB file or Kafka topics
     Ferry(Box<ferry::Options>),
     /// One contestant: COPY read and thrown away
     Drain(drain::Options),
@@ -78,6 +81,7 @@ async fn main() -> Result<ExitCode> {
         Command::Tables(options) => tables::run(&options).await?,
         Command::Idle(options) => idle::run(&options).await?,
         Command::Latency(options) => latency::run(&options).await?,
+        Command::Kafka(options) => kafka::run(&options).await?,
         Command::All(effort) => all(&effort).await?,
         Command::Ferry(options) => ferry::run(&options).await?,
         Command::Drain(options) => drain::run(&options)?,
@@ -89,7 +93,7 @@ async fn main() -> Result<ExitCode> {
 async fn all(effort: &effort::Effort) -> Result<()> {
     let (scale, rounds, major) =
         (effort.scale.to_string(), effort.rounds.to_string(), effort.major.to_string());
-    for name in ["snapshot", "cdc", "duckdb", "memory", "tables", "idle", "latency"] {
+    for name in ["snapshot", "cdc", "duckdb", "memory", "tables", "idle", "latency", "kafka"] {
         let mut command = tokio::process::Command::new(std::env::current_exe()?);
         command.args([name, "--scale", &scale, "--rounds", &rounds, "--major", &major]);
         if effort.print_only {

@@ -226,7 +226,11 @@ pub fn map_type(config: &KafkaConfig, data_type: &DataType) -> ColumnType {
 }
 
 fn float(encoding: Encoding) -> ColumnType {
-    ColumnType::new(encoding, Fidelity::Exact, "NaN and infinity, which JSON lacks, are texts")
+    ColumnType::new(
+        encoding,
+        Fidelity::Exact,
+        "NaN and infinity, which JSON lacks, are texts; Kafka Connect's own converter writes them so, too, but reads them as 0",
+    )
 }
 
 fn decimal(mode: DecimalMode, declared: Option<(u16, i16)>) -> ColumnType {

@@ -1,6 +1,7 @@
 //! The Kafka target on a real broker. Where none is installed, each test says that it did not run, and why.
 
 mod contract;
+mod debezium;
 mod denied;
 mod documents;
 mod extras;

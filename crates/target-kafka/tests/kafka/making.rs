@@ -28,9 +28,10 @@ pub(crate) fn broker_with(setup: &Setup) -> Result<Option<Broker>> {
     or_said(Broker::start_with(pgferry_testkit::kafka::version(), setup)?)
 }
 
-pub(crate) fn or_said<T>(broker: Result<T, NotInstalled>) -> Result<Option<T>> {
-    match broker {
-        Ok(broker) => Ok(Some(broker)),
+/// What is installed; `None`, said on the terminal, where it is not.
+pub(crate) fn or_said<T>(there: Result<T, NotInstalled>) -> Result<Option<T>> {
+    match there {
+        Ok(there) => Ok(Some(there)),
         Err(missing) => {
             // Not with a macro: those the test runner shows of failed tests only.
             writeln!(std::io::stderr().lock(), "NOT RUN: a test on Kafka: {}", missing.0)?;

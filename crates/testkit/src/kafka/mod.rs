@@ -71,18 +71,29 @@ struct Children {
     broker: Option<Child>,
 }
 
+/// Debezium's connector for PostgreSQL and the Kafka Connect that runs it, as a folder in the cache.
+const DEBEZIUM: &str = "debezium-3.6.0";
+
 /// The jars of a version, where `scripts/setup` has put them.
 pub fn jars(version: &str) -> Result<std::result::Result<PathBuf, NotInstalled>> {
-    let folder = cache()?.join(format!("kafka-{version}"));
+    let how = if is_old(version) { format!("--kafka {version}") } else { "--test".to_owned() };
+    installed(&format!("kafka-{version}"), &format!("Apache Kafka {version}"), &how)
+}
+
+/// The jars of Debezium and Kafka Connect, where `scripts/setup --test` has put them.
+pub fn debezium() -> Result<std::result::Result<PathBuf, NotInstalled>> {
+    installed(DEBEZIUM, "Debezium", "--test")
+}
+
+fn installed(folder: &str, name: &str, how: &str) -> Result<std::result::Result<PathBuf, NotInstalled>> {
+    let folder = cache()?.join(folder);
     if !folder.join("complete").exists() {
-        let how = if is_old(version) { format!("--kafka {version}") } else { "--test".to_owned() };
-        let missing =
-            format!("Apache Kafka {version} is not in {}: run scripts/setup {how}", folder.display());
+        let missing = format!("{name} is not in {}: run scripts/setup {how}", folder.display());
         return Ok(Err(NotInstalled(missing)));
     }
-    let java = Command::new("java").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let java = Command::new("javac").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !java.is_ok_and(|status| status.success()) {
-        return Ok(Err(NotInstalled("there is no java: run scripts/setup --test".to_owned())));
+        return Ok(Err(NotInstalled("there is no javac: run scripts/setup --test".to_owned())));
     }
     Ok(Ok(folder))
 }
