@@ -24,8 +24,8 @@ use crate::error::{
 };
 use crate::extra_topics::DeadLetters;
 
-/// The wait for room in a producer's queue, and for the last acknowledgements.
-const POLL: Duration = Duration::from_millis(1);
+/// Between two looks for room in a producer's queue, and for the last acknowledgements.
+const LOOK_AFTER: Duration = Duration::from_micros(500);
 /// So many records are sent between two looks at what was not delivered.
 const LOOK_EVERY: u32 = 4_096;
 
@@ -196,11 +196,18 @@ impl Producer {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     message = back;
-                    self.inner.poll(POLL);
+                    self.pause();
                 }
                 Err((failure, _)) => return Err(failure),
             }
         }
+    }
+
+    /// Takes what the client has to tell, and waits a moment. The client's own `poll` is no way to wait for a millisecond: it asks librdkafka
+    /// for the whole milliseconds that are left, which are none, again and again until the time is over.
+    fn pause(&self) {
+        self.inner.poll(Duration::ZERO);
+        std::thread::sleep(LOOK_AFTER);
     }
 
     /// Waits until every record is acknowledged. `routes`: of the numbers that records were sent with.
@@ -208,7 +215,7 @@ impl Producer {
         // Once without a wait: what lingers goes out now.
         let _more = self.inner.flush(Duration::ZERO);
         while self.inner.in_flight_count() > 0 {
-            self.inner.poll(POLL);
+            self.pause();
         }
         match self.told.take_undelivered() {
             None => Ok(()),
@@ -284,7 +291,7 @@ impl Producer {
         // Everything is answered first: the client's own abortion would wait for reports that nobody takes, and dropping records leaves
         // a gap in their numbers, which the brokers take for a loss.
         while self.inner.in_flight_count() > 0 {
-            self.inner.poll(POLL);
+            self.pause();
         }
         if self.id.is_some() {
             let aborted = self.retried(|inner| inner.abort_transaction(ANSWER_WITHIN));
