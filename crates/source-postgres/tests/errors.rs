@@ -292,6 +292,32 @@ async fn drop_role(database: &Database, config: &PostgresSourceConfig) -> Result
     database.execute(&format!("DROP OWNED BY {user}; DROP ROLE {user}")).await
 }
 
+/// A role that owns nothing cannot make the publication, and is told so before the start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publication_that_the_role_may_not_make_is_made_by_the_owner() -> Result<()> {
+    for major in [10, 18] {
+        let database = database(major).await?;
+        let (mut config, target) = (never(&database), MemoryTarget::default());
+        config.replication.manage = Manage::Create;
+        config.connection.user = format!("cdc_{}", database.name());
+        let user = config.connection.user.clone();
+        database.execute(&format!("CREATE ROLE {user} LOGIN REPLICATION")).await?;
+        database.execute(&format!("GRANT SELECT ON orders, items TO {user}")).await?;
+        found(finding(&check(&config).await?, "publication.exists")?, "source.publication_missing")?;
+        database.execute("CREATE PUBLICATION pgferry_test FOR TABLE orders").await?;
+        let findings = check(&config).await?;
+        let table = finding(&findings, "publication.tables")?;
+        found(table, "source.table_not_in_publication")?;
+        ensure!(table.outcome == Outcome::Failed, "{table:?}");
+        database.execute("DROP PUBLICATION pgferry_test").await?;
+        let cure = told(&failing(&config, &target).await?, "source.publication_missing")?;
+        paste(&database, &cure).await?;
+        succeeding(&config, &target).await?;
+        drop_role(&database, &config).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_without_replication_is_given_it() -> Result<()> {
     for major in [10, 18] {

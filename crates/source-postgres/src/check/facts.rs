@@ -72,6 +72,8 @@ pub(super) struct Facts {
     pub(super) publication: Option<Publication>,
     pub(super) missing: Vec<Missing>,
     pub(super) statement: String,
+    /// Whether the role may run the statement.
+    pub(super) may_publish: bool,
     pub(super) transactions: Vec<OpenTransaction>,
     pub(super) selection: std::result::Result<Selection, Error>,
     pub(super) catalog: Vec<CatalogTable>,
@@ -139,6 +141,7 @@ pub(super) async fn gather(control: &PostgresControl) -> Result<Facts> {
     let needed = selection.as_ref().map(|selection| selection.published.clone()).unwrap_or_default();
     let missing = publication::missing(publication.as_ref(), &needed);
     let statement = publication::statement(control, publication.is_some(), &missing).await?;
+    let may_publish = publication::may_make(control, publication.is_some(), &missing).await?;
     let selected = selection.iter().flat_map(|found| found.bindings.iter().map(|(oid, _)| *oid));
     let heaps = catalog.iter().flat_map(|table| table.heaps.iter().map(|heap| heap.oid));
     let oids: BTreeSet<u32> = selected.chain(heaps).collect();
@@ -163,6 +166,7 @@ pub(super) async fn gather(control: &PostgresControl) -> Result<Facts> {
         publication,
         missing,
         statement,
+        may_publish,
         transactions: transactions(control).await?,
         selection,
         catalog,

@@ -23,7 +23,7 @@ pub(super) fn exists(facts: &Facts) -> Vec<Finding> {
         (Some(_), Manage::Never) => {
             vec![failed("publication.exists", name, &error::publication_gone(replication, &facts.statement))]
         }
-        (None, Manage::Never) => {
+        (None, manage) if manage == Manage::Never || !facts.may_publish => {
             vec![failed(
                 "publication.exists",
                 name,
@@ -48,7 +48,11 @@ pub(super) fn tables(facts: &Facts) -> Vec<Finding> {
     }
     let error = not_published(name, publication, &facts.missing, &facts.statement);
     let finding =
-        if replication.manage == Manage::Never || publication.all_tables { failed } else { warning };
+        if replication.manage == Manage::Never || publication.all_tables || !facts.may_publish {
+            failed
+        } else {
+            warning
+        };
     vec![finding("publication.tables", name, &error)]
 }
 

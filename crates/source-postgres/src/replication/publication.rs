@@ -318,6 +318,36 @@ pub(crate) async fn statement(
     Ok(format!("CREATE PUBLICATION {name}{list}{with}"))
 }
 
+/// Whether the role may run [`statement`] (PostgreSQL docs, "CREATE PUBLICATION", "ALTER PUBLICATION").
+pub(crate) async fn may_make(control: &PostgresControl, exists: bool, missing: &[Missing]) -> Result<bool> {
+    let of_publication = if exists {
+        let name = quote_literal(&control.config.replication.publication);
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_publication p \
+             WHERE p.pubname = {name} AND pg_catalog.pg_has_role(p.pubowner, 'USAGE'))"
+        )
+    } else {
+        "pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')".to_owned()
+    };
+    let names: Vec<String> = missing
+        .iter()
+        .map(|missing| {
+            format!("({}, {})", quote_literal(&missing.table.schema), quote_literal(&missing.table.name))
+        })
+        .collect();
+    let of_tables = if names.is_empty() {
+        "true".to_owned()
+    } else {
+        format!(
+            "NOT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE (n.nspname, c.relname) IN ({}) AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE'))",
+            names.join(", ")
+        )
+    };
+    let rows = control.ask(&format!("SELECT {of_publication} AND {of_tables}")).await?;
+    Ok(rows.first().and_then(|row| row.first()).is_some_and(|may| may.as_deref() == Some("t")))
+}
+
 /// Tables with inheritance children, which `ADD TABLE` would add too.
 async fn parents(control: &PostgresControl) -> Result<BTreeSet<TableName>> {
     let rows = control
