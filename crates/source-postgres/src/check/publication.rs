@@ -47,12 +47,11 @@ pub(super) fn tables(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::passed("publication.tables", name, format!("has all of {count} tables"))];
     }
     let error = not_published(name, publication, &facts.missing, &facts.statement);
-    let finding =
-        if replication.manage == Manage::Never || publication.all_tables || !facts.may_publish {
-            failed
-        } else {
-            warning
-        };
+    let finding = if replication.manage == Manage::Never || publication.all_tables || !facts.may_publish {
+        failed
+    } else {
+        warning
+    };
     vec![finding("publication.tables", name, &error)]
 }
 

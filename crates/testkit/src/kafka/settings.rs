@@ -237,13 +237,12 @@ fn kerberos(setup: &Setup) -> Vec<Setting> {
     let Some((realm, keys)) = &setup.kerberos else { return Vec::new() };
     let login = format!(
         "com.sun.security.auth.module.Krb5LoginModule required useKeyTab=true storeKey=true keyTab=\"{}\" \
-         principal=\"kafka/localhost@{realm}\";",
+         principal=\"kafka/localhost@{realm}\" serviceName=\"kafka\";",
         keys.display()
     );
     vec![
         ("listener.name.ticket.sasl.enabled.mechanisms", "GSSAPI".to_owned()),
         ("listener.name.ticket.gssapi.sasl.jaas.config", login),
-        ("listener.name.ticket.gssapi.sasl.kerberos.service.name", "kafka".to_owned()),
     ]
 }
 
