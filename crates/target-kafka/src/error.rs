@@ -55,6 +55,8 @@ pub(crate) fn refused(doing: &str, failure: KafkaError, told: Option<String>) ->
             || told.contains("SSL handshake failed")
             // With TLS 1.3 a missing certificate is said after the handshake.
             || (told.contains("SSL routines") && told.contains(" alert "))
+            // Kerberos without a ticket.
+            || told.contains("SASL handshake failed (start")
             || told.contains(NO_TOKEN)
     };
     let comes_back = told.as_deref().is_some_and(token_may_come);
