@@ -43,6 +43,9 @@ const TRANSACTION_WITHIN_MS: &str = "900000";
 const QUEUE_KBYTES: &str = "16384";
 const QUEUE_RECORDS: &str = "500000";
 
+/// A consumer that has nothing more to tell for this long has told everything.
+const QUIET_FOR: Duration = Duration::from_millis(2);
+
 /// Events that are taken to learn why something failed; one call takes one.
 const EVENTS_TAKEN: u32 = 64;
 
@@ -487,9 +490,19 @@ pub(crate) struct Reader<'a> {
     consumer: BaseConsumer<Told>,
     topic: String,
     owner: Option<TableName>,
-    /// By partition what it is read up to, as it was at the start; `None`: that is done.
-    ends: Vec<Option<i64>>,
+    partitions: Vec<Reading>,
     heard: Instant,
+}
+
+/// How far a partition is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// Up to this offset, which was its end at the start.
+    Until(i64),
+    /// The client has told its end.
+    Told,
+    /// A record came that is younger than the reading.
+    Passed,
 }
 
 impl<'a> Reader<'a> {
@@ -514,26 +527,20 @@ impl<'a> Reader<'a> {
             .and_then(|()| consumer.assign(&list))
             .map_err(|failure| cluster.failed(&format!("reading topic {topic}"), failure))?;
         let (topic, owner) = (topic.to_owned(), owner.cloned());
-        let mut reader = Reader {
-            cluster,
-            consumer,
-            topic,
-            owner,
-            ends: Vec::with_capacity(from.len()),
-            heard: Instant::now(),
-        };
+        let partitions = Vec::with_capacity(from.len());
+        let mut reader = Reader { cluster, consumer, topic, owner, partitions, heard: Instant::now() };
         // A partition that is written to without a pause would never tell its end by itself.
-        for (partition, &first) in from.iter().enumerate() {
+        for partition in 0..from.len() {
             let asked = cluster.watermarks(&reader.topic, partition as i32, Isolation::Committed);
-            let (begins, end) = asked.map_err(|failure| reader.failed(failure))?;
-            reader.ends.push(Some(end).filter(|end| *end > begins.max(first)));
+            let (_, end) = asked.map_err(|failure| reader.failed(failure))?;
+            reader.partitions.push(Reading::Until(end));
         }
         Ok(reader)
     }
 
     /// Takes the next record of any partition. `false`: every partition has ended.
     pub(crate) fn next(&mut self, each: &mut dyn FnMut(Read<'_>) -> Result<()>) -> Result<bool> {
-        if self.ends.iter().all(Option::is_none) {
+        if !(0..self.partitions.len()).any(|partition| self.is_open(partition)) {
             return Ok(false);
         }
         let polled = self.consumer.poll(ANSWER_WITHIN);
@@ -541,27 +548,25 @@ impl<'a> Reader<'a> {
             self.heard = Instant::now();
         }
         match polled {
-            Some(Ok(message)) => {
-                let place = self.ends.get_mut(message.partition() as usize);
-                let Some((place, end)) = place.and_then(|place| place.map(|end| (place, end))) else {
+            Some(Ok(message)) if message.topic() == self.topic => {
+                let Some(reading) = self.partitions.get_mut(message.partition() as usize) else {
                     return Ok(true);
                 };
-                if message.offset() + 1 >= end {
-                    *place = None;
+                if !matches!(reading, Reading::Until(end) if message.offset() < *end) {
+                    *reading = Reading::Passed;
+                    return Ok(true);
                 }
-                if message.offset() < end {
-                    each(Read {
-                        partition: message.partition(),
-                        key: message.key(),
-                        value: message.payload(),
-                        headers: message.headers(),
-                    })?;
-                }
+                each(Read {
+                    partition: message.partition(),
+                    key: message.key(),
+                    value: message.payload(),
+                    headers: message.headers(),
+                })?;
             }
-            // The last offsets may be no records.
+            Some(Ok(_)) => {}
             Some(Err(KafkaError::PartitionEOF(partition))) => {
-                if let Some(end) = self.ends.get_mut(partition as usize) {
-                    *end = None;
+                if let Some(reading) = self.partitions.get_mut(partition as usize) {
+                    *reading = Reading::Told;
                 }
             }
             Some(Err(failure)) if code_of(&failure).is_some_and(passes) => {}
@@ -591,7 +596,7 @@ impl<'a> Reader<'a> {
 
     /// Whether the partition has records to come.
     pub(crate) fn is_open(&self, partition: usize) -> bool {
-        self.ends.get(partition).is_some_and(Option::is_some)
+        matches!(self.partitions.get(partition), Some(Reading::Until(_)))
     }
 
     /// Holds a partition's records back, or lets them come again.
@@ -602,9 +607,11 @@ impl<'a> Reader<'a> {
         done.map_err(|failure| self.cluster.failed(&format!("reading topic {}", self.topic), failure))
     }
 
-    /// Keeps the consumer for the next one.
+    /// Keeps the consumer for the next one, unless it may have more to tell of this topic: an end names its partition, and no topic.
     pub(crate) fn end(self) {
-        if self.consumer.unassign().is_ok() {
+        let told = self.partitions.iter().all(|reading| *reading == Reading::Told);
+        let quiet = told && self.consumer.unassign().is_ok() && self.consumer.poll(QUIET_FOR).is_none();
+        if quiet {
             self.cluster.kept.lock().get_or_insert(self.consumer);
         }
     }
