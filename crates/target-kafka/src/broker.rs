@@ -484,7 +484,8 @@ impl Cluster {
     }
 }
 
-/// A consumer under way through a topic's partitions. Made once and kept: connecting takes longer than reading a few records.
+/// A consumer under way through a topic's partitions. The state topic's is kept for the next time. No other topic's is, and none is used for
+/// two topics: the client's word for an end names a partition and no topic, and comes more than once where a partition was held back.
 pub(crate) struct Reader<'a> {
     cluster: &'a Cluster,
     consumer: BaseConsumer<Told>,
@@ -512,29 +513,25 @@ impl<'a> Reader<'a> {
         from: &[i64],
         owner: Option<&TableName>,
     ) -> Result<Reader<'a>> {
-        let kept = cluster.kept.lock().take();
+        let kept = if topic == cluster.config.state_topic { cluster.kept.lock().take() } else { None };
         let consumer = match kept {
             Some(consumer) => consumer,
             None => cluster.consumer()?,
         };
-        let mut list = TopicPartitionList::new();
-        let mut assigned = Ok(());
-        for (partition, &first) in from.iter().enumerate() {
-            let offset = if first > 0 { Offset::Offset(first) } else { Offset::Beginning };
-            assigned = assigned.and_then(|()| list.add_partition_offset(topic, partition as i32, offset));
-        }
-        assigned
-            .and_then(|()| consumer.assign(&list))
-            .map_err(|failure| cluster.failed(&format!("reading topic {topic}"), failure))?;
         let (topic, owner) = (topic.to_owned(), owner.cloned());
         let partitions = Vec::with_capacity(from.len());
         let mut reader = Reader { cluster, consumer, topic, owner, partitions, heard: Instant::now() };
-        // A partition that is written to without a pause would never tell its end by itself.
-        for partition in 0..from.len() {
+        let mut list = TopicPartitionList::new();
+        for (partition, &first) in from.iter().enumerate() {
+            // A partition that is written to without a pause would never tell its end by itself.
             let asked = cluster.watermarks(&reader.topic, partition as i32, Isolation::Committed);
-            let (_, end) = asked.map_err(|failure| reader.failed(failure))?;
+            let (begins, end) = asked.map_err(|failure| reader.failed(failure))?;
+            let offset = Offset::Offset(begins.max(first));
+            list.add_partition_offset(&reader.topic, partition as i32, offset)
+                .map_err(|failure| reader.failed(failure))?;
             reader.partitions.push(Reading::Until(end));
         }
+        reader.consumer.assign(&list).map_err(|failure| reader.failed(failure))?;
         Ok(reader)
     }
 
@@ -607,9 +604,10 @@ impl<'a> Reader<'a> {
         done.map_err(|failure| self.cluster.failed(&format!("reading topic {}", self.topic), failure))
     }
 
-    /// Keeps the consumer for the next one, unless it may have more to tell of this topic: an end names its partition, and no topic.
+    /// Keeps the state topic's consumer for the next time, unless it may have more to tell.
     pub(crate) fn end(self) {
-        let told = self.partitions.iter().all(|reading| *reading == Reading::Told);
+        let told = self.topic == self.cluster.config.state_topic
+            && self.partitions.iter().all(|reading| *reading == Reading::Told);
         let quiet = told && self.consumer.unassign().is_ok() && self.consumer.poll(QUIET_FOR).is_none();
         if quiet {
             self.cluster.kept.lock().get_or_insert(self.consumer);

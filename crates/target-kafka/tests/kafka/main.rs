@@ -8,6 +8,7 @@ mod extras;
 mod failures;
 mod leader;
 mod making;
+mod reading;
 mod registry;
 mod secured;
 #[cfg(feature = "gssapi")]
