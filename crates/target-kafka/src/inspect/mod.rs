@@ -124,7 +124,7 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
     let topic = topic_of(target.config(), table);
     let topics = target.cluster().topics()?;
     let Some(&partitions) = topics.get(&topic) else { return Err(topic_gone(&table.name, &topic)) };
-    await_decided(target, &topic, partitions)?;
+    await_decided(target.cluster(), target.holder().ok().as_deref(), &topic, partitions)?;
     let registry = target.registry().map(Arc::clone);
     let mut events = Ordered::new(target.cluster(), registry, &table.name, &topic, partitions)?;
     let mut rows = Rows::default();
@@ -139,13 +139,12 @@ fn fold(target: &KafkaTarget, table: &Table) -> Result<Vec<Folded>> {
 const DECIDED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Waits until what was written before now is readable. A transaction that this process has open itself is not waited for.
-fn await_decided(target: &KafkaTarget, topic: &str, partitions: i32) -> Result<()> {
-    let open_here = target.holder().is_ok_and(|holder| holder.stream.lock().producer.has_begun());
-    if open_here {
+fn await_decided(cluster: &Cluster, holder: Option<&Holder>, topic: &str, partitions: i32) -> Result<()> {
+    if holder.is_some_and(|holder| holder.stream.lock().producer.has_begun()) {
         return Ok(());
     }
     for partition in 0..partitions {
-        target.cluster().await_decided(topic, partition, DECIDED_WITHIN)?;
+        cluster.await_decided(topic, partition, DECIDED_WITHIN)?;
     }
     Ok(())
 }
@@ -174,6 +173,7 @@ pub(crate) fn written_keys(holder: &Holder, lane: &Arc<Lane>, from: &[i64]) -> R
     let mut of_others = HashSet::new();
     let mut first = from.to_vec();
     first.resize(route.partitions as usize, 0);
+    await_decided(&holder.cluster, Some(holder), &route.topic, route.partitions)?;
     holder.cluster.read(&route.topic, &first, Some(&route.table), &mut |read| {
         match event::of(&route.table, holder.registry(), &read, &mut of_others)? {
             Some(Event { what: What::Put, partition, key: Some(key), .. }) => {
