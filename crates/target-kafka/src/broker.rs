@@ -66,10 +66,17 @@ const RESERVED: &[&str] = &[
 #[derive(Clone, Default)]
 pub(crate) struct Told {
     connection: Arc<Mutex<Option<String>>>,
-    /// The first record that was not delivered: the number that the sender gave it, and why.
-    undelivered: Arc<Mutex<Option<(usize, RDKafkaErrorCode)>>>,
+    undelivered: Arc<Mutex<Option<Undelivered>>>,
     /// The topic that a transaction may not write to.
     denied: Arc<Mutex<Option<String>>>,
+}
+
+/// The first record that was not delivered.
+pub(crate) struct Undelivered {
+    /// What the sender gave it.
+    pub(crate) number: usize,
+    pub(crate) topic: String,
+    pub(crate) code: RDKafkaErrorCode,
 }
 
 impl Told {
@@ -77,7 +84,7 @@ impl Told {
         self.connection.lock().clone()
     }
 
-    pub(crate) fn take_undelivered(&self) -> Option<(usize, RDKafkaErrorCode)> {
+    pub(crate) fn take_undelivered(&self) -> Option<Undelivered> {
         self.undelivered.lock().take()
     }
 
@@ -130,9 +137,10 @@ impl ProducerContext for Told {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        if let Err((failure, _)) = result {
+        if let Err((failure, record)) = result {
             let code = code_of(failure).unwrap_or(RDKafkaErrorCode::Unknown);
-            self.undelivered.lock().get_or_insert((number, code));
+            let topic = record.topic().to_owned();
+            self.undelivered.lock().get_or_insert(Undelivered { number, topic, code });
         }
     }
 }
@@ -338,6 +346,10 @@ impl Cluster {
                 code => by_code("asking for settings of topics", code),
             })?;
             let OwnedResourceSpecifier::Topic(topic) = &resource.specifier else { continue };
+            // Every topic has settings; of one that the user may not ask about the client shows none, and keeps the reason to itself.
+            if resource.entries.is_empty() {
+                return Err(settings_denied());
+            }
             let limit = resource.get(BATCH_BYTES_MAX).and_then(|entry| entry.value.as_ref()?.parse().ok());
             limits.extend(limit.map(|limit| (topic.clone(), limit)));
         }

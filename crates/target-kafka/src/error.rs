@@ -191,6 +191,33 @@ pub(crate) fn by_code_on(doing: &str, topic: &str, code: RDKafkaErrorCode) -> Er
     }
 }
 
+/// A record that belongs to no table, and that a broker did not take: the task's state, or one of a topic that the user names beside
+/// the tables' own.
+pub(crate) fn own_record_refused(state_topic: &str, topic: &str, code: RDKafkaErrorCode) -> Error {
+    use RDKafkaErrorCode as Is;
+    if topic == state_topic {
+        return by_code_on("storing the task's progress", topic, code);
+    }
+    let doing = format!("writing to topic {topic}");
+    match code {
+        Is::TopicAuthorizationFailed => topic_denied(&doing, Some(topic), &shell_word(topic)),
+        Is::MessageSizeTooLarge | Is::InvalidMessageSize => Error::task_broken(
+            RECORD_TOO_LARGE,
+            format!("a record of the task is larger than topic {topic} takes"),
+        )
+        .with_cause("the topic's max.message.bytes is the limit")
+        .with_cure(
+            Cure::advice("raise the topic's limit; then start the task again").line(raise_limit(topic)),
+        ),
+        Is::UnknownTopicOrPartition | Is::UnknownTopic | Is::UnknownPartition | Is::UnknownTopicId => {
+            Error::task_broken(REFUSED, format!("{doing}: it is not there any more"))
+                .with_cause("the task has made it, or found it, when it began")
+                .with_cure(Cure::advice("start the task again: it makes the topic anew"))
+        }
+        other => by_code(&doing, other),
+    }
+}
+
 /// As [`by_code`], for a table's topic; what the user may not do with it is the table's error.
 pub(crate) fn by_code_of(doing: &str, table: &TableName, topic: &str, code: RDKafkaErrorCode) -> Error {
     match code {
@@ -290,6 +317,13 @@ fn other(doing: &str, code: Option<RDKafkaErrorCode>) -> Error {
         .with_cure(Cure::advice("see the cause; where it does not help, report it with the log"))
 }
 
+fn raise_limit(topic: &str) -> String {
+    format!(
+        "kafka-configs.sh --bootstrap-server HOST:9092 --alter --topic {} --add-config max.message.bytes=10485760",
+        shell_word(topic)
+    )
+}
+
 /// A record that a broker did not take, and the table that it belongs to.
 pub(crate) fn record_refused(table: &TableName, topic: &str, code: RDKafkaErrorCode) -> Error {
     use RDKafkaErrorCode as Is;
@@ -302,7 +336,7 @@ pub(crate) fn record_refused(table: &TableName, topic: &str, code: RDKafkaErrorC
         .with_cause("the topic's max.message.bytes is the limit; the row stays at the source")
         .with_cure(
             Cure::advice("raise the topic's limit, or leave the large column out (exclude_columns); then copy the table again")
-                .line(format!("kafka-configs.sh --alter --topic {topic} --add-config max.message.bytes=10485760"))
+                .line(raise_limit(topic))
                 .resync_table(table),
         ),
         Is::UnknownTopicOrPartition | Is::UnknownTopic | Is::UnknownPartition => topic_gone(table, topic),

@@ -15,11 +15,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
-use crate::broker::{ANSWER_WITHIN, Cluster, Told};
+use crate::broker::{ANSWER_WITHIN, Cluster, Told, Undelivered};
 use crate::config::PartitionPolicy;
 use crate::encode::{Record, Records};
 use crate::error::{
-    by_code, by_code_on, code_of, is_fenced, is_transient, record_refused, refused, topic_gone,
+    by_code, code_of, is_fenced, is_transient, own_record_refused, record_refused, refused, topic_gone,
     transaction_timeout, transactions_denied,
 };
 use crate::extra_topics::DeadLetters;
@@ -219,13 +219,14 @@ impl Producer {
         }
         match self.told.take_undelivered() {
             None => Ok(()),
-            Some((number, code)) => Err(self.undelivered(routes, number, code)),
+            Some(first) => Err(self.undelivered(routes, &first)),
         }
     }
 
-    /// What the first record that was not delivered means. `number`: which of `routes` it was sent on.
-    fn undelivered(&self, routes: &[Route], number: usize, code: RDKafkaErrorCode) -> Error {
+    /// What the first record that was not delivered means; its number is that of the route it was sent on.
+    fn undelivered(&self, routes: &[Route], first: &Undelivered) -> Error {
         use RDKafkaErrorCode as Is;
+        let &Undelivered { number, ref topic, code } = first;
         if let Some((code, _)) = self.inner.client().fatal_error() {
             return self.meant("writing to the cluster", code);
         }
@@ -236,7 +237,7 @@ impl Producer {
             let denied = Is::TopicAuthorizationFailed;
             return match routes.iter().find(|route| route.topic == topic) {
                 Some(route) => record_refused(&route.table, &topic, denied),
-                None => by_code_on("storing the task's progress", &topic, denied),
+                None => own_record_refused(&self.state_topic, &topic, denied),
             };
         }
         // Records of a transaction that has failed only say that they went with it; a topic that is gone is the one cause of that which
@@ -248,7 +249,7 @@ impl Producer {
                 None => by_code("writing to the cluster", Is::MessageTimedOut),
             },
             Some(route) => record_refused(&route.table, &route.topic, code),
-            None => by_code_on("storing the task's progress", &self.state_topic, code),
+            None => own_record_refused(&self.state_topic, topic, code),
         }
     }
 
@@ -334,7 +335,8 @@ impl Producer {
                 self.meant(doing, code).with_origin(failure)
             }
             Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => {
-                by_code_on(doing, &self.state_topic, code).with_origin(failure)
+                let topic = self.told.take_denied().unwrap_or_else(|| self.state_topic.clone());
+                own_record_refused(&self.state_topic, &topic, code).with_origin(failure)
             }
             _ => refused(doing, failure, self.told.connection()),
         }
@@ -376,7 +378,9 @@ impl Records for Sender<'_> {
             self.producer.send(&route.topic, partition, record, self.number).map_err(
                 |failure| match code_of(&failure) {
                     Some(code @ (RDKafkaErrorCode::Fatal | RDKafkaErrorCode::State)) => {
-                        self.producer.undelivered(self.routes, self.number, code)
+                        let topic = route.topic.clone();
+                        self.producer
+                            .undelivered(self.routes, &Undelivered { number: self.number, topic, code })
                     }
                     Some(code) => record_refused(&route.table, &route.topic, code),
                     None => self.producer.failed("writing to the cluster", failure),
