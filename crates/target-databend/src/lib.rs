@@ -1,0 +1,5 @@
+//! Databend as a target: staged promptly, merged by key, everything of a commit in one transaction.
+
+mod config;
+
+pub use config::{ColumnChoice, DatabendConfig, Login, Misfit, Server, ServerParts, Upload};
