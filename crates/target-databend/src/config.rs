@@ -91,6 +91,16 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// What the target's tables hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Each row as it is at the source.
+    #[default]
+    Latest,
+    /// Every change of each row, one after the other.
+    History,
+}
+
 /// What becomes of a value that the column's type does not hold, such as a date before the year 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Misfit {
@@ -125,6 +135,8 @@ pub struct DatabendConfig {
     pub staging: String,
     /// How files reach the storage.
     pub upload: Upload,
+    /// What the tables hold.
+    pub mode: Mode,
     /// The shortest time between two merges of one table; a merge that takes long makes it twice its own duration.
     pub merge_interval: Duration,
     /// Chunks that are loaded at once.
@@ -143,6 +155,7 @@ impl DatabendConfig {
             database: None,
             staging: "pgferry".to_owned(),
             upload: Upload::default(),
+            mode: Mode::default(),
             merge_interval: Duration::from_secs(3),
             loads_max: 4,
             columns: HashMap::new(),

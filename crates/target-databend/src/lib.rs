@@ -2,4 +2,4 @@
 
 mod config;
 
-pub use config::{ColumnChoice, DatabendConfig, Login, Misfit, Server, ServerParts, Upload};
+pub use config::{ColumnChoice, DatabendConfig, Login, Misfit, Mode, Server, ServerParts, Upload};
