@@ -128,13 +128,9 @@ class Statements:
 
     def run(self, statement, counted=True):
         """The result; raises Refused. In both cases the statement's state is what the client has from now on."""
-        if counted:
-            word = keyword(statement.sql)
-            with self.lock:
-                self.counts[word] = self.counts.get(word, 0) + 1
         state, query, engine = statement.state, statement.query_id, None
         try:
-            engine = self.begin_statement(state, query)
+            engine = self.begin_statement(state, query, keyword(statement.sql) if counted else None)
             return self.run_in(engine, statement)
         finally:
             still_open = engine is not None and state.transaction == ACTIVE
@@ -146,10 +142,12 @@ class Statements:
             if still_open and statement.loses_transaction:
                 roll_back(engine)
 
-    def begin_statement(self, state, query):
-        """The engine's session for it; what it does in a transaction counts as running from here on."""
+    def begin_statement(self, state, query, counted_as):
+        """The engine's session for it; who sees it counted finds it running, too."""
         engine = None
         with self.lock:
+            if counted_as is not None:
+                self.counts[counted_as] = self.counts.get(counted_as, 0) + 1
             if state.transaction == ACTIVE:
                 engine, _ = self.open.pop(state.last_query, (None, None))
                 if engine is None:
