@@ -11,7 +11,6 @@ answered again, with nothing done twice.
 import asyncio
 import base64
 import json
-import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp import web
 
 from engine import INTERNAL, EngineSession, Refused
-from stages import check
+from stages import check, log
 from statements import NODE, State, Statement
 from values import type_name
 
@@ -67,7 +66,7 @@ class Query:
             self.error = refused
         except Exception as error:
             self.error = Refused(INTERNAL, repr(error))
-        log(self.statement, self.began, self.error)
+        log_statement(self.statement, self.began, self.error)
         self.ended.set()
 
     async def page(self, number):
@@ -128,10 +127,10 @@ class Query:
         self.rows, self.pages, self.closed = [], {}, True
 
 
-def log(statement, began, error):
+def log_statement(statement, began, error):
     outcome = f"{error.code}: {error.message}" if error else "ok"
     line = f"{statement.query_id} {time.monotonic() - began:.3f} s {statement.sql[:LOGGED_CHARACTERS]!r}: {outcome}"
-    print(line[: 2 * LOGGED_CHARACTERS], file=sys.stderr, flush=True)
+    log(line[: 2 * LOGGED_CHARACTERS])
 
 
 class Server:
@@ -331,9 +330,9 @@ class Server:
             began = time.monotonic()
             try:
                 written = (await self.in_thread(self.statements.run, statement, request.app[FRONT])).written
-                log(statement, began, None)
+                log_statement(statement, began, None)
             except Refused as refused:
-                log(statement, began, refused)
+                log_statement(statement, began, refused)
                 told = {"error": {"code": 400, "message": f"Query execution failed: {refused.message}"}}
                 return self.with_state(self.answer(request, told, 400), state, query_id)
         finally:

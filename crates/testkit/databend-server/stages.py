@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import uuid
 from pathlib import Path
 from urllib.parse import quote
@@ -40,15 +41,19 @@ class Stages:
 
     async def write(self, read, place):
         """Writes what `read` gives, piece by piece until it is empty, as one file. Its size in bytes."""
-        aside, size = self.aside / uuid.uuid4().hex, 0
+        aside, size, outcome = self.aside / uuid.uuid4().hex, 0, "broke off"
+        name = place.relative_to(self.folder)
+        log(f"upload {name}: begins")
         try:
             with aside.open("wb") as file:
                 while piece := await read(CHUNK):
                     size += file.write(piece)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside, place)
+            outcome = "ok"
         finally:
             aside.unlink(missing_ok=True)
+            log(f"upload {name}: {outcome}, {size} bytes")
         return size
 
     def presign(self, engine, sql):
@@ -62,6 +67,10 @@ class Stages:
         self.signed[ticket] = self.place(stage, path)
         url = f"{self.origin}/_presigned/{ticket}/{quote(path)}"
         return list(SIGNED), [["PUT", json.dumps({"host": self.origin.partition("//")[2]}), url]]
+
+
+def log(line):
+    print(line, file=sys.stderr, flush=True)
 
 
 def check(run, stage):

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{Cursor, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -250,6 +251,26 @@ async fn an_upload_that_breaks_off_leaves_no_file() {
     server.fault(&Fault::on_path("upload_to_stage", FaultKind::DropAfter)).unwrap();
     assert!(upload(&client, "@s/a.csv", "1\n").await.is_err(), "uploads are not repeated by the client");
     assert_eq!(listed(), rows(&[&["a.csv"]]));
+
+    let mut half = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    half.write_all(
+        b"PUT /v1/upload_to_stage HTTP/1.1\r\nHost: localhost\r\nX-DATABEND-STAGE-NAME: s\r\nContent-Length: 100000\r\n\
+          Content-Type: multipart/form-data; boundary=end\r\n\r\n--end\r\n\
+          Content-Disposition: form-data; name=\"upload\"; filename=\"half.csv\"\r\n\r\n1\n2\n",
+    )
+    .unwrap();
+    await_log(&server, "half.csv: begins").await;
+    drop(half);
+    await_log(&server, "half.csv: broke off").await;
+    assert_eq!(listed(), rows(&[&["a.csv"]]));
+}
+
+async fn await_log(server: &DatabendServer, line: &str) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !server.log().contains(line) {
+        assert!(Instant::now() < until, "no line {line:?} in {}", server.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]
@@ -479,9 +500,9 @@ async fn a_logout_rolls_back_and_a_server_ends_with_its_last_handle() {
     assert_eq!(count(&server, "t"), 0);
 
     let address = ("127.0.0.1", server.port());
-    assert!(std::net::TcpStream::connect(address).is_ok());
+    assert!(TcpStream::connect(address).is_ok());
     drop(server);
-    assert!(std::net::TcpStream::connect(address).is_err());
+    assert!(TcpStream::connect(address).is_err());
 }
 
 /// Reads with the driver of another language, whose values are compared as they are, not as text.
