@@ -67,7 +67,7 @@ pub(super) async fn drop(connection: &str, name: &str, file: &Path, force: bool,
 fn postgres(connection: &Connection) -> Option<&PostgresConnection> {
     match connection {
         Connection::Postgres(server) => Some(server),
-        Connection::Duckdb(_) | Connection::Kafka(_) => None,
+        Connection::Duckdb(_) | Connection::Kafka(_) | Connection::Databend(_) => None,
     }
 }
 

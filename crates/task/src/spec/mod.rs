@@ -7,10 +7,12 @@
 //! Invariants: reading never builds, building never reads; every fault of a file is told at once, with its line; a key that
 //! this build cannot serve is refused by name; secrets are looked up only when a connection is built.
 
+pub(crate) mod databend;
 mod fault;
 mod kafka;
 mod place;
 pub mod raw;
+pub mod raw_databend;
 pub mod raw_kafka;
 mod read;
 mod rules;
@@ -24,6 +26,7 @@ mod validated;
 
 use std::path::Path;
 
+pub use databend::{DatabendConnection, DatabendLogin, DatabendServer, DatabendTask};
 pub use fault::{
     CONFLICT, Fault, Faults, INVALID_VALUE, MISSING_KEY, SECRET_IN_FILE, SECRET_MISSING, SYNTAX, UNKNOWN_KEY,
     UNKNOWN_TASK, UNREADABLE, UNSUPPORTED,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::raw_databend::{RawDatabend, RawDatabendTask, RawMode, RawOutOfRange};
 use super::raw_kafka::{RawKafka, RawKafkaTask};
 use super::scalar::{Bytes, SecretSource, Span};
 
@@ -36,6 +37,8 @@ pub enum AnyConnection {
     Duckdb(RawDuckdb),
     /// A Kafka cluster.
     Kafka(Box<RawKafka>),
+    /// A Databend server.
+    Databend(Box<RawDatabend>),
 }
 
 /// A PostgreSQL server, by `url` or by its parts.
@@ -120,7 +123,8 @@ pub struct RawTask {
     /// Tables, each with its own settings. They are carried in addition to what `include` selects.
     #[serde(default)]
     pub tables: Vec<RawTable>,
-    /// The longest that a committed change waits before it is written. Default: `1s` for DuckDB, `20ms` for Kafka.
+    /// The longest that a committed change waits before it is written. Default: `1s` for DuckDB, `20ms` for Kafka. For Databend the
+    /// shortest time between two merges of a table, at least `100ms`, and changes are staged each second; default: `3s`.
     pub sync_interval: Option<Span>,
     /// Rows per write at most. Default: bounded by bytes only.
     pub batch_size: Option<u64>,
@@ -128,6 +132,9 @@ pub struct RawTask {
     pub allow_delete: Option<bool>,
     /// How many parts of tables are copied at once, 1 to 64. Default: `4`.
     pub initial_copy_workers: Option<u64>,
+    /// What a Databend target's tables hold: `latest` (each row as it is at the source) or `history` (every change of each row, one after
+    /// the other). Default: `latest`.
+    pub mode: Option<RawMode>,
     /// When a table breaks: `pause_table` (the others go on) or `pause_task`. Default: `pause_table`.
     pub on_table_error: Option<RawOnTableError>,
     /// When the target has a table of that name that this task did not make: `error`, `append`, `truncate` or `replace`.
@@ -143,6 +150,8 @@ pub struct RawTask {
     pub duckdb: Option<RawDuckdbTask>,
     /// Settings of a Kafka target.
     pub kafka: Option<RawKafkaTask>,
+    /// Settings of a Databend target.
+    pub databend: Option<RawDatabendTask>,
 }
 
 /// What a task carries.
@@ -239,6 +248,10 @@ pub struct RawColumn {
     /// Its type in the target: `string` (the source's own text), or `decimal(PRECISION,SCALE)`. Default: by the source's type.
     #[serde(rename = "type")]
     pub target_type: Option<String>,
+    /// In a Databend target: what becomes of a value that the column's type does not hold, such as a date before the year 1. `error` (the
+    /// table is set aside), `null` (the value becomes NULL, and is counted) or `string` (the column is carried as text, as with
+    /// `type = "string"`). Default: `error`.
+    pub out_of_range: Option<RawOutOfRange>,
 }
 
 /// Publication and slot.

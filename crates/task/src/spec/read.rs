@@ -8,9 +8,12 @@ use toml::Value;
 use super::fault::{Fault, INVALID_VALUE, MISSING_KEY, SYNTAX, UNKNOWN_KEY, UNSUPPORTED};
 use super::place::line_of;
 use super::raw::{RawDuckdb, RawFile, RawPostgres};
+use super::raw_databend::RawDatabend;
 use super::raw_kafka::RawKafka;
 use super::unsupported;
 
+/// Every kind of connection.
+const KINDS: [&str; 4] = ["postgres", "duckdb", "kafka", "databend"];
 /// Faults told of one part of a file; a file with more is not a slip.
 const FAULTS_MAX: usize = 50;
 
@@ -20,6 +23,7 @@ pub(super) enum RawConnection {
     Postgres(Box<RawPostgres>),
     Duckdb(RawDuckdb),
     Kafka(Box<RawKafka>),
+    Databend(Box<RawDatabend>),
 }
 
 /// A file as it is written, with what could be read of its connections.
@@ -57,19 +61,20 @@ fn connection(name: &str, mut value: Value, faults: &mut Vec<Fault>) -> Option<R
         faults.push(Fault::new(INVALID_VALUE, path, "a connection is a table of keys"));
         return None;
     };
-    let kinds = "the kinds of this build are postgres, duckdb and kafka";
+    let kinds = "the kinds of this build are postgres, duckdb, kafka and databend";
     let at_kind = format!("{path}.kind");
     match table.remove("kind").as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
         Some("postgres") => Some(RawConnection::Postgres(Box::new(deserialize(value, &path, faults)))),
         Some("duckdb") => Some(RawConnection::Duckdb(deserialize(value, &path, faults))),
         Some("kafka") => Some(RawConnection::Kafka(Box::new(deserialize(value, &path, faults)))),
-        Some(kind @ ("databend" | "timescaledb")) => {
+        Some("databend") => Some(RawConnection::Databend(Box::new(deserialize(value, &path, faults)))),
+        Some(kind @ "timescaledb") => {
             let problem = format!("kind {kind} is not in this build yet; {kinds}");
             faults.push(Fault::new(UNSUPPORTED, at_kind, problem));
             None
         }
         Some(kind) => {
-            let meant = nearest(kind, &["postgres".into(), "duckdb".into(), "kafka".into()]);
+            let meant = nearest(kind, &KINDS.map(str::to_owned));
             let fault =
                 Fault::new(INVALID_VALUE, at_kind, format!("`{kind}` is no kind of connection; {kinds}"));
             faults.push(match meant {
@@ -80,7 +85,8 @@ fn connection(name: &str, mut value: Value, faults: &mut Vec<Fault>) -> Option<R
         }
         None => {
             let fault = Fault::new(MISSING_KEY, at_kind, format!("the connection has no kind; {kinds}"));
-            faults.push(fault.cure("add `kind = \"postgres\"`, `kind = \"duckdb\"` or `kind = \"kafka\"`"));
+            let cures = KINDS.map(|kind| format!("`kind = \"{kind}\"`"));
+            faults.push(fault.cure(format!("add one of {}", cures.join(", "))));
             None
         }
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use pgferry_pipeline::SyncMode;
 
-use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY};
+use super::fault::{CONFLICT, Fault, INVALID_VALUE, MISSING_KEY, UNSUPPORTED};
 use super::raw::{RawPostgres, RawSslMode, RawSyncMode, RawTable, RawTask};
+use super::raw_databend::{RawMode, RawOutOfRange};
 use super::read::{RawConnection, Written, nearest};
 use super::scalar::{SecretSource, parse_table_name};
-use super::validated::{NAME_BYTES_MAX, TableSpec, TaskSpec};
+use super::validated::{NAME_BYTES_MAX, OneSchema, TableSpec, TaskSpec};
 
 pub(super) fn name(path: &str, name: &str, faults: &mut Vec<Fault>) {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -132,8 +133,9 @@ pub(super) fn connections(path: &str, raw: &RawTask, written: &Written, faults: 
         let known =
             written.connections.iter().find(|(known, _)| known == name).map(|(_, connection)| connection);
         let wrong = match (key, known) {
-            ("source", Some(RawConnection::Duckdb(_) | RawConnection::Kafka(_))) => Some("postgres"),
-            ("target", Some(RawConnection::Postgres(_))) => Some("duckdb or kafka"),
+            ("source", Some(RawConnection::Postgres(_)) | None) => None,
+            ("source", Some(_)) => Some("postgres"),
+            ("target", Some(RawConnection::Postgres(_))) => Some("duckdb, kafka or databend"),
             _ => None,
         };
         if let Some(right) = wrong {
@@ -144,26 +146,53 @@ pub(super) fn connections(path: &str, raw: &RawTask, written: &Written, faults: 
     }
 }
 
-/// A section of another kind of target would be passed over.
-pub(super) fn sections(path: &str, raw: &RawTask, written: &Written, faults: &mut Vec<Fault>) {
-    let target = raw.target.as_ref();
-    let known = written.connections.iter().find(|(name, _)| Some(name) == target);
-    let Some((_, connection)) = known else { return };
-    let kafka = matches!(connection, RawConnection::Kafka(_));
+/// What belongs to another kind of target would be passed over.
+pub(super) fn sections(path: &str, raw: &RawTask, target: &RawConnection, faults: &mut Vec<Fault>) {
+    let kafka = matches!(target, RawConnection::Kafka(_));
+    let databend = matches!(target, RawConnection::Databend(_));
     let topics = raw.tables.iter().any(|table| table.topic.is_some());
     let misplaced = [
         ("kafka", raw.kafka.is_some() && !kafka),
         ("tables", topics && !kafka),
-        ("duckdb", raw.duckdb.is_some() && kafka),
+        ("duckdb", raw.duckdb.is_some() && (kafka || databend)),
+        ("databend", raw.databend.is_some() && !databend),
     ];
     for (key, _) in misplaced.iter().filter(|(_, there)| *there) {
         let what = if *key == "tables" { "`topic` of a table" } else { "the section" };
         let problem = format!("{what} belongs to another kind of target");
         faults.push(Fault::new(CONFLICT, format!("{path}.{key}"), problem).cure("remove it"));
     }
+    if !databend {
+        databend_only(path, raw, kafka, faults);
+    }
 }
 
-pub(super) fn task(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
+/// Choices that only a Databend target has.
+fn databend_only(path: &str, raw: &RawTask, kafka: bool, faults: &mut Vec<Fault>) {
+    let at = format!("{path}.mode");
+    match raw.mode {
+        Some(RawMode::History) => {
+            let why = if kafka { "a topic holds every change as it is" } else { "use `mode = \"latest\"`" };
+            let problem = format!("`mode = \"history\"`: only Databend targets have it in this build; {why}");
+            faults.push(Fault::new(UNSUPPORTED, at, problem));
+        }
+        Some(RawMode::Latest) if kafka => {
+            let problem = "a topic holds every change, not only each row's latest state";
+            faults.push(Fault::new(CONFLICT, at, problem).cure("remove `mode`"));
+        }
+        Some(RawMode::Latest) | None => {}
+    }
+    for (index, table) in raw.tables.iter().enumerate() {
+        for (column, _) in table.columns.iter().filter(|(_, settings)| settings.out_of_range.is_some()) {
+            let problem = "`out_of_range`: only Databend targets have it in this build; here a value that does not fit \
+                           sets its table aside";
+            let at = format!("{path}.tables.{index}.columns.{column}.out_of_range");
+            faults.push(Fault::new(UNSUPPORTED, at, problem).cure("remove it, or write `type = \"string\"`"));
+        }
+    }
+}
+
+pub(super) fn task(path: &str, raw: &RawTask, one: Option<&OneSchema<'_>>, faults: &mut Vec<Fault>) {
     if raw.scenario.is_none() && raw.include.is_none() && raw.tables.is_empty() {
         let fault = Fault::new(MISSING_KEY, path, "the task selects no table");
         let cure =
@@ -189,7 +218,9 @@ pub(super) fn task(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
     if raw.include.as_ref().is_some_and(Vec::is_empty) {
         faults.push(Fault::new(INVALID_VALUE, format!("{path}.include"), "an empty list selects nothing"));
     }
-    target_schema(path, raw, faults);
+    if let Some(one) = one {
+        one_schema(path, raw, one, faults);
+    }
     if raw.sync_mode == Some(RawSyncMode::Snapshot) && raw.replication.is_some() {
         let problem = "a task that ends with the snapshot uses no slot and no publication";
         let fault = Fault::new(CONFLICT, format!("{path}.replication"), problem);
@@ -202,8 +233,8 @@ pub(super) fn task(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
 
 /// Tables of one name from two schemas must not meet in the one schema that all tables go to; a target's own schema must
 /// not be passed over.
-fn target_schema(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
-    let Some(schema) = raw.duckdb.as_ref().and_then(|duckdb| duckdb.schema.as_deref()) else { return };
+fn one_schema(path: &str, raw: &RawTask, one: &OneSchema<'_>, faults: &mut Vec<Fault>) {
+    let OneSchema { schema, word, key, .. } = one;
     let mut sources: Vec<String> =
         raw.include.iter().flatten().filter_map(|pattern| schema_of(pattern)).collect();
     let patterns = raw.include.is_some() || raw.scenario.is_some();
@@ -212,10 +243,11 @@ fn target_schema(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
         let source = name(&table.source)
             .map(|name| if name.schema.is_empty() { "public".into() } else { name.schema.to_string() });
         sources.extend(source);
-        if name(&table.target).is_some_and(|name| !name.schema.is_empty() && name.schema.as_ref() != schema) {
-            let problem = format!("every table of the task goes to schema `{schema}` (duckdb.schema)");
+        if name(&table.target).is_some_and(|name| !name.schema.is_empty() && name.schema.as_ref() != *schema)
+        {
+            let problem = format!("every table of the task goes to {word} `{schema}` ({key})");
             let fault = Fault::new(CONFLICT, format!("{path}.tables.{index}.target"), problem);
-            faults.push(fault.cure("leave the schema out here, or remove `duckdb.schema`"));
+            faults.push(fault.cure(format!("leave the {word} out here, or remove `{key}`")));
         }
     }
     sources.sort();
@@ -225,12 +257,10 @@ fn target_schema(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
         && (every_schema || sources.len() != 1 || sources.iter().any(|source| source.contains(['*', '?'])))
     {
         let problem =
-            "tables of several schemas may have the same name, and `duckdb.schema` puts them into one";
-        let fault = Fault::new(CONFLICT, format!("{path}.duckdb.schema"), problem);
-        faults
-            .push(fault.cure(
-                "take tables of one schema, as in include = [\"public.*\"], or remove `duckdb.schema`",
-            ));
+            format!("tables of several schemas may have the same name, and `{key}` puts them into one");
+        let fault = Fault::new(CONFLICT, &one.path, problem);
+        let cure = format!("take tables of one schema, as in include = [\"public.*\"], or remove `{key}`");
+        faults.push(fault.cure(cure));
     }
 }
 
@@ -238,12 +268,12 @@ fn schema_of(pattern: &str) -> Option<String> {
     pattern.split_once('.').map(|(schema, _)| schema.trim_matches('"').to_owned())
 }
 
-/// `string`, or `decimal(p,s)` within DuckDB's 38 digits.
-fn is_target_type(text: &str) -> bool {
+/// `string`, or `decimal(p,s)` within the target's digits.
+fn is_target_type(text: &str, digits_max: u8) -> bool {
     let decimal = || {
         let (precision, scale) = text.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
         let (precision, scale): (u8, u8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
-        Some((1..=38).contains(&precision) && scale <= precision)
+        Some((1..=digits_max).contains(&precision) && scale <= precision)
     };
     text == "string" || decimal() == Some(true)
 }
@@ -252,7 +282,13 @@ fn pattern_is_whole(pattern: &str) -> bool {
     pattern.split_once('.').is_some_and(|(schema, table)| !schema.is_empty() && !table.is_empty())
 }
 
-pub(super) fn table(path: &str, raw: &RawTable, mode: Option<RawSyncMode>, faults: &mut Vec<Fault>) {
+pub(super) fn table(
+    path: &str,
+    raw: &RawTable,
+    mode: Option<RawSyncMode>,
+    digits_max: u8,
+    faults: &mut Vec<Fault>,
+) {
     if raw.source.is_none() {
         let fault = Fault::new(MISSING_KEY, format!("{path}.source"), "the table has no source");
         faults.push(fault.cure("add `source = \"schema.table\"`"));
@@ -265,10 +301,19 @@ pub(super) fn table(path: &str, raw: &RawTable, mode: Option<RawSyncMode>, fault
         faults.push(Fault::new(INVALID_VALUE, format!("{path}.snapshot_where"), "the condition is empty"));
     }
     for (column, settings) in &raw.columns {
-        if let Some(text) = settings.target_type.as_deref().filter(|text| !is_target_type(text)) {
-            let problem =
-                format!("`{text}` is no type here: write string, or decimal(p,s) with at most 38 digits");
+        let target_type = settings.target_type.as_deref();
+        if let Some(text) = target_type.filter(|text| !is_target_type(text, digits_max)) {
+            let problem = format!(
+                "`{text}` is no type here: write string, or decimal(p,s) with at most {digits_max} digits"
+            );
             faults.push(Fault::new(INVALID_VALUE, format!("{path}.columns.{column}.type"), problem));
+        }
+        if settings.out_of_range == Some(RawOutOfRange::String)
+            && target_type.is_some_and(|text| text != "string")
+        {
+            let problem = "`out_of_range = \"string\"` carries the column as text, and `type` says otherwise";
+            let fault = Fault::new(CONFLICT, format!("{path}.columns.{column}.out_of_range"), problem);
+            faults.push(fault.cure("keep one of them"));
         }
         if raw.exclude_columns.iter().flatten().any(|out| out == column) {
             let problem = format!("column `{column}` is excluded");
@@ -281,6 +326,16 @@ pub(super) fn table(path: &str, raw: &RawTable, mode: Option<RawSyncMode>, fault
             faults.push(Fault::new(INVALID_VALUE, &path, "a key has at least one column"));
         }
         twice(&path, key, faults);
+        let null = |column: &&String| {
+            raw.columns
+                .get(*column)
+                .is_some_and(|settings| settings.out_of_range == Some(RawOutOfRange::Null))
+        };
+        for column in key.iter().filter(null) {
+            let problem = format!("key column `{column}` may not become NULL (out_of_range)");
+            let fault = Fault::new(CONFLICT, &path, problem);
+            faults.push(fault.cure("write `out_of_range = \"string\"`, or `\"error\"`"));
+        }
         for column in
             key.iter().filter(|column| raw.exclude_columns.iter().flatten().any(|out| out == *column))
         {

@@ -60,6 +60,7 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ),
     ("A DuckDB connection", "AnyConnection/oneOf/1", "In `[connections.NAME]` with `kind = \"duckdb\"`."),
     ("A Kafka connection", "AnyConnection/oneOf/2", "In `[connections.NAME]` with `kind = \"kafka\"`."),
+    ("A Databend connection", "AnyConnection/oneOf/3", "In `[connections.NAME]` with `kind = \"databend\"`."),
     ("User and password of Kafka", "RawSasl", "In `sasl = { ... }` of a Kafka connection."),
     ("A schema registry", "RawSchemaRegistry", "In `schema_registry = { ... }` of a Kafka connection."),
     ("A task", "RawTask", "In `[tasks.NAME]`."),
@@ -70,6 +71,11 @@ const SECTIONS: &[(&str, &str, &str)] = &[
     ("Schema changes", "RawSchemaChanges", "In `schema_changes = { ... }` of a task."),
     ("DuckDB as the target", "RawDuckdbTask", "In `duckdb = { ... }` of a task."),
     ("Kafka as the target", "RawKafkaTask", "In `[tasks.NAME.kafka]`."),
+    (
+        "Databend as the target",
+        "RawDatabendTask",
+        "In `databend = { ... }` of a task, or `[tasks.NAME.databend]`.",
+    ),
 ];
 
 const INTRODUCTION: &str = "\

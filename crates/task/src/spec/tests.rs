@@ -195,7 +195,7 @@ host = "bastion"
 kind = "kafka"
 bootstrap_servers = ["k1:9093"]
 [connections.lake]
-kind = "databend"
+kind = "timescaledb"
 [connections.out]
 kind = "duckdb"
 path = "x.duckdb"
@@ -203,16 +203,186 @@ path = "x.duckdb"
 source = "shop"
 target = "out"
 on_table_error = "skip_row"
+mode = "history"
 schema_changes = { add_column = "apply" }
 replication = { plugin = "wal2json", heartbeat = "30s", manage = "create_and_drop" }
 kafka = { topic_name_rule = "x" }
 [[tasks.a.tables]]
 source = "t"
 columns.price = { target = "cost" }
+columns.born = { out_of_range = "null" }
+[tasks.b]
+source = "shop"
+target = "bus"
+mode = "history"
+include = ["*.*"]
+[tasks.c]
+source = "shop"
+target = "bus"
+mode = "latest"
+include = ["*.*"]
+replication = { slot = "c" }
 [alerts.default]
 lag = "1s"
 "#
     ));
+}
+
+#[test]
+fn every_fault_of_a_databend_connection_is_told() {
+    insta::assert_snapshot!(faults(
+        r#"version = 1
+[connections.shop]
+kind = "postgres"
+user = "a"
+[connections.both]
+kind = "databend"
+dsn = { env = "DSN" }
+host = "lake"
+port = 8000
+ssl_mode = "disable"
+user = "ferry"
+private_key = "key.pem"
+warehouse = ""
+[connections.nowhere]
+kind = "databend"
+user = "ferry"
+[connections.three]
+kind = "databend"
+host = "https://lake:8000"
+ssl_mode = "disable"
+ssl_root_cert = "ca.pem"
+password = { env = "PASSWORD" }
+token = { env = "TOKEN" }
+private_key = "key.pem"
+[connections.keyless]
+kind = "databend"
+host = "lake"
+private_key = "key.pem"
+[connections.somebody]
+kind = "databend"
+host = "lake"
+user = "ferry"
+token = { env = "TOKEN" }
+private_key_password_file = "word"
+[connections.words]
+kind = "databend"
+host = "lake"
+ssl_mode = "require"
+upload = "presign"
+passwrod = "hunter2"
+[connections.kindless]
+host = "lake"
+[tasks.a]
+source = "both"
+target = "shop"
+include = ["public.*"]
+"#
+    ));
+}
+
+#[test]
+fn every_fault_of_a_databend_task_is_told() {
+    insta::assert_snapshot!(faults(
+        r#"version = 1
+[connections.shop]
+kind = "postgres"
+user = "a"
+[connections.lake]
+kind = "databend"
+host = "lake"
+database = "shop"
+[connections.open]
+kind = "databend"
+host = "lake"
+[tasks.a]
+source = "shop"
+target = "lake"
+mode = "newest"
+sync_interval = "20ms"
+duckdb = { schema = "main" }
+kafka = { partitions_of_new_topic = 3 }
+databend = { staging = " ", stage = "x" }
+[[tasks.a.tables]]
+source = "orders"
+target = "analytics.orders"
+topic = "orders"
+columns.price = { type = "decimal(77,2)" }
+columns.total = { type = "decimal(12,2)", out_of_range = "string" }
+columns.born = { type = "string", out_of_range = "string" }
+columns.sent = { out_of_range = "clamp" }
+columns.day = { out_of_range = "null" }
+primary_key = ["id", "day"]
+[tasks.b]
+source = "shop"
+target = "lake"
+include = ["public.*", "billing.*"]
+[tasks.c]
+source = "shop"
+target = "open"
+scenario = "entire_db"
+databend = { database = "shop" }
+[tasks.d]
+source = "shop"
+target = "lake"
+databend = { database = "analytics" }
+[[tasks.d.tables]]
+source = "orders"
+target = "shop.orders"
+"#
+    ));
+}
+
+#[test]
+fn a_databend_task_means_what_it_says() {
+    let text = GOOD
+        .replace("kind = \"duckdb\"\npath = \"data/shop.duckdb\"", "kind = \"databend\"\nhost = \"lake\"");
+    let text = text.replace("duckdb = { schema = \"main\" }", "databend = { database = \"analytics\" }");
+    let spec = read_text(Path::new("conf/shop.toml"), &text).unwrap();
+    let once = spec.task("orders-2024").unwrap();
+    assert_eq!(once.selection.target_schema.as_deref(), Some("analytics"));
+    assert_eq!(once.selection.tables[0].target, TableName::new("analytics", "orders_2024"));
+    assert_eq!(once.settings.sync_interval, Duration::from_secs(1));
+    assert_eq!(once.databend.as_ref().unwrap().merge_interval, Duration::from_secs(3));
+    let live = spec.task("live").unwrap();
+    assert_eq!(live.selection.tables[0].target, TableName::new("public", "lines"));
+    assert_eq!(live.settings.sync_interval, Duration::from_millis(500));
+    assert_eq!(live.databend.as_ref().unwrap().merge_interval, Duration::from_millis(500));
+}
+
+#[test]
+fn a_databend_database_of_the_connection_is_every_tasks_but_a_tasks_own_wins() {
+    let text = "version = 1\n[connections.shop]\nkind = \"postgres\"\nuser = \"u\"\n[connections.lake]\nkind = \"databend\"\n\
+                host = \"lake\"\ndatabase = \"shop\"\nwarehouse = \"small\"\n[tasks.a]\nsource = \"shop\"\ntarget = \"lake\"\n\
+                [[tasks.a.tables]]\nsource = \"orders\"\n[tasks.b]\nsource = \"shop\"\ntarget = \"lake\"\n\
+                databend = { database = \"analytics\", warehouse = \"etl\" }\n[[tasks.b.tables]]\nsource = \"orders\"\n";
+    let spec = read_text(Path::new("a.toml"), text).unwrap();
+    let place = |task: &str| {
+        let task = spec.task(task).unwrap();
+        let warehouse = task.databend.as_ref().unwrap().warehouse.clone();
+        (task.selection.tables[0].target.to_string(), warehouse)
+    };
+    assert_eq!(place("a"), ("shop.orders".to_owned(), Some("small".to_owned())));
+    assert_eq!(place("b"), ("analytics.orders".to_owned(), Some("etl".to_owned())));
+}
+
+#[test]
+fn a_plain_secret_of_databend_is_warned_of() {
+    for (keys, warned) in [
+        ("dsn = \"databend://me:hunter2@lake/\"", Some("connections.b.dsn")),
+        ("dsn = \"databend://root:@lake/\"", None),
+        ("host = \"lake\"\nuser = \"me\"\npassword = \"hunter2\"", Some("connections.b.password")),
+        ("host = \"lake\"\ntoken = \"hunter2\"", Some("connections.b.token")),
+        ("host = \"lake\"\ntoken = { env = \"hunter2_is_no_secret\" }", None),
+    ] {
+        let text = format!(
+            "version = 1\n[connections.a]\nkind = \"postgres\"\nuser = \"u\"\n[connections.b]\nkind = \"databend\"\n{keys}\n\
+             [tasks.t]\nsource = \"a\"\ntarget = \"b\"\nscenario = \"entire_db\"\n"
+        );
+        let spec = read_text(Path::new("a.toml"), &text).unwrap();
+        assert_eq!(spec.warnings.first().map(|fault| fault.path.as_str()), warned, "{keys}");
+        assert!(!format!("{spec:?}").replace("hunter2_is", "").contains("hunter2"), "{keys}");
+    }
 }
 
 #[test]

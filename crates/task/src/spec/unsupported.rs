@@ -13,7 +13,6 @@ const LATER: &[(&str, Option<&str>, &str)] = &[
         None,
         "SSH tunnels are not in this build; open one with `ssh -L` and connect to it",
     ),
-    ("tasks.*.databend", None, "Databend targets are not in this build"),
     ("tasks.*.postgres", None, "PostgreSQL targets are not in this build"),
     (
         "tasks.*.auto_add_tables",
@@ -27,7 +26,6 @@ const LATER: &[(&str, Option<&str>, &str)] = &[
         Some("skip_row"),
         "rows are never skipped in this build; use pause_table or pause_task",
     ),
-    ("tasks.*.mode", None, "history mode is not in this build"),
     (
         "tasks.*.schema_changes.*",
         Some("apply"),

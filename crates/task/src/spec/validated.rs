@@ -11,12 +11,14 @@ use pgferry_model::{TableName, TaskId};
 use pgferry_pipeline::{DeletePolicy, IfTargetExists, Settings, SyncMode};
 use pgferry_target_kafka::KafkaConfig;
 
+use super::databend::{self, DatabendConnection, DatabendTask};
 use super::fault::{Fault, INVALID_VALUE, MISSING_KEY, SECRET_IN_FILE};
 use super::kafka::{self, KafkaConnection};
 use super::raw::{
-    RawDuckdb, RawIfTargetExists, RawManage, RawOnTableError, RawPostgres, RawReplication, RawSslMode,
-    RawSyncMode, RawTable, RawTask,
+    RawColumn, RawDuckdb, RawIfTargetExists, RawManage, RawOnTableError, RawPostgres, RawReplication,
+    RawSslMode, RawSyncMode, RawTable, RawTask,
 };
+use super::raw_databend::RawOutOfRange;
 use super::read::{RawConnection, Written};
 use super::rules;
 use super::scalar::{SecretSource, parse_table_name};
@@ -35,6 +37,9 @@ const STOP_WITHIN_DEFAULT: Duration = Duration::from_secs(30);
 const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// Nothing is gained by waiting longer: a broker takes small batches as well.
 const SYNC_INTERVAL_KAFKA: Duration = Duration::from_millis(20);
+/// Digits of the widest decimal: of DuckDB's, which the forms of Kafka's records are given too, and of Databend's.
+const DIGITS_MAX: u8 = 38;
+const DATABEND_DIGITS_MAX: u8 = 76;
 /// PostgreSQL's own limit on names (`NAMEDATALEN` - 1, in bytes).
 pub(super) const NAME_BYTES_MAX: usize = 63;
 
@@ -60,6 +65,8 @@ pub enum Connection {
     Duckdb(DuckdbConnection),
     /// A Kafka cluster.
     Kafka(Box<KafkaConnection>),
+    /// A Databend server.
+    Databend(Box<DatabendConnection>),
 }
 
 impl Connection {
@@ -69,6 +76,7 @@ impl Connection {
             Connection::Postgres(_) => "postgres",
             Connection::Duckdb(_) => "duckdb",
             Connection::Kafka(_) => "kafka",
+            Connection::Databend(_) => "databend",
         }
     }
 }
@@ -159,6 +167,8 @@ pub struct TableSpec {
     pub topic: Option<String>,
     /// Types in the target that the user sets, by column.
     pub column_types: BTreeMap<String, String>,
+    /// Columns whose values become NULL where their type in the target does not hold them.
+    pub null_columns: Vec<String>,
 }
 
 /// Who makes publication and slot.
@@ -200,8 +210,22 @@ pub struct TaskSpec {
     pub spool_bytes_max: u64,
     /// Settings of its Kafka target, without the connection; `None`: the target is of another kind.
     pub kafka: Option<KafkaConfig>,
+    /// Settings of its Databend target; `None`: the target is of another kind.
+    pub databend: Option<DatabendTask>,
     /// The engine's settings.
     pub settings: Settings,
+}
+
+/// The one schema, or database, that every table of a task goes to.
+pub(super) struct OneSchema<'a> {
+    /// Its name.
+    pub(super) schema: &'a str,
+    /// What the target calls it.
+    pub(super) word: &'static str,
+    /// The key that says so, for messages.
+    pub(super) key: String,
+    /// Where a fault of it stands.
+    pub(super) path: String,
 }
 
 impl Spec {
@@ -247,6 +271,11 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
                 let connection = kafka::connection(name, &path, raw, &folder, faults);
                 connection.map(Box::new).map(Connection::Kafka)
             }
+            RawConnection::Databend(raw) => {
+                databend::plain_secrets(&path, raw, |path| warnings.push(plain_secret(path)));
+                let connection = databend::connection(name, &path, raw, &folder, faults);
+                connection.map(Box::new).map(Connection::Databend)
+            }
         };
         if let Some(connection) = connection {
             connections.insert(name.clone(), connection);
@@ -260,16 +289,26 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
         let path = format!("tasks.{name}");
         rules::name(&path, name, faults);
         rules::connections(&path, raw, written, faults);
-        rules::sections(&path, raw, written, faults);
         let target = written.connections.iter().find(|(name, _)| Some(name) == raw.target.as_ref());
-        let kafka = match target {
-            Some((_, RawConnection::Kafka(connection))) => Some(connection),
-            _ => None,
-        };
-        let interval = if kafka.is_some() { SYNC_INTERVAL_KAFKA } else { SYNC_INTERVAL_DEFAULT };
-        let mut task = task(name, &path, raw, &folder, faults)?;
-        task.settings.sync_interval = raw.sync_interval.map_or(interval, |span| span.0);
-        task.kafka = kafka.map(|connection| kafka::settings(&path, raw.kafka.as_ref(), connection, faults));
+        let target = target.map(|(_, connection)| connection);
+        if let Some(target) = target {
+            rules::sections(&path, raw, target, faults);
+        }
+        let mut task = task(name, &path, raw, target, &folder, faults)?;
+        let interval = |default: Duration| raw.sync_interval.map_or(default, |span| span.0);
+        task.settings.sync_interval = interval(SYNC_INTERVAL_DEFAULT);
+        match target {
+            Some(RawConnection::Kafka(connection)) => {
+                task.settings.sync_interval = interval(SYNC_INTERVAL_KAFKA);
+                task.kafka = Some(kafka::settings(&path, raw.kafka.as_ref(), connection, faults));
+            }
+            Some(RawConnection::Databend(connection)) => {
+                let (databend, interval) = databend::settings(&path, raw, connection, faults);
+                task.settings.sync_interval = interval;
+                task.databend = Some(databend);
+            }
+            Some(RawConnection::Postgres(_) | RawConnection::Duckdb(_)) | None => {}
+        }
         Some(task)
     });
     let tasks: Vec<TaskSpec> = tasks.collect();
@@ -355,11 +394,25 @@ fn duckdb(
     })
 }
 
-fn task(name: &str, path: &str, raw: &RawTask, folder: &Path, faults: &mut Vec<Fault>) -> Option<TaskSpec> {
-    rules::task(path, raw, faults);
+fn task(
+    name: &str,
+    path: &str,
+    raw: &RawTask,
+    target: Option<&RawConnection>,
+    folder: &Path,
+    faults: &mut Vec<Fault>,
+) -> Option<TaskSpec> {
+    let (one, digits_max) = match target {
+        Some(RawConnection::Databend(connection)) => {
+            let name = raw.target.as_deref().unwrap_or_default();
+            (databend::one_database(path, raw, name, connection), DATABEND_DIGITS_MAX)
+        }
+        _ => (one_schema(path, raw), DIGITS_MAX),
+    };
+    rules::task(path, raw, one.as_ref(), faults);
     let limits = raw.limits.as_ref();
     let spool = limits.and_then(|limits| limits.spool_directory.as_ref());
-    let selection = selection(path, raw, faults);
+    let selection = selection(path, raw, one.map(|one| one.schema.to_owned()), digits_max, faults);
     let settings = settings(path, raw, &selection, faults);
     Some(TaskSpec {
         id: TaskId::new(name),
@@ -370,12 +423,25 @@ fn task(name: &str, path: &str, raw: &RawTask, folder: &Path, faults: &mut Vec<F
         spool_directory: spool.map_or_else(std::env::temp_dir, |spool| folder.join(spool)),
         spool_bytes_max: limits.and_then(|limits| limits.spool).map_or(SPOOL_DEFAULT, |bytes| bytes.0),
         kafka: None,
+        databend: None,
         settings,
     })
 }
 
-fn selection(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) -> Selection {
-    let target_schema = raw.duckdb.as_ref().and_then(|duckdb| duckdb.schema.clone());
+/// The schema of a DuckDB file that every table goes to.
+fn one_schema<'a>(path: &str, raw: &'a RawTask) -> Option<OneSchema<'a>> {
+    let schema = raw.duckdb.as_ref()?.schema.as_deref()?;
+    let key = "duckdb.schema".to_owned();
+    Some(OneSchema { schema, word: "schema", path: format!("{path}.{key}"), key })
+}
+
+fn selection(
+    path: &str,
+    raw: &RawTask,
+    target_schema: Option<String>,
+    digits_max: u8,
+    faults: &mut Vec<Fault>,
+) -> Selection {
     let include = match (&raw.include, raw.scenario) {
         (Some(include), _) => include.clone(),
         (None, Some(_)) => vec!["*.*".to_owned()],
@@ -383,7 +449,7 @@ fn selection(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) -> Selection {
     };
     let tables = raw.tables.iter().enumerate().filter_map(|(index, table)| {
         let path = format!("{path}.tables.{index}");
-        rules::table(&path, table, raw.sync_mode, faults);
+        rules::table(&path, table, raw.sync_mode, digits_max, faults);
         table_spec(&path, table, target_schema.as_deref(), faults)
     });
     let tables: Vec<TableSpec> = tables.collect();
@@ -421,9 +487,22 @@ fn table_spec(
         column_types: raw
             .columns
             .iter()
-            .filter_map(|(column, settings)| Some((column.clone(), settings.target_type.clone()?)))
+            .filter_map(|(column, settings)| Some((column.clone(), column_type(settings)?)))
+            .collect(),
+        null_columns: raw
+            .columns
+            .iter()
+            .filter(|(_, settings)| settings.out_of_range == Some(RawOutOfRange::Null))
+            .map(|(column, _)| column.clone())
             .collect(),
     })
+}
+
+fn column_type(settings: &RawColumn) -> Option<String> {
+    match settings.out_of_range {
+        Some(RawOutOfRange::String) => Some("string".to_owned()),
+        _ => settings.target_type.clone(),
+    }
 }
 
 fn replication(task: &str, path: &str, raw: Option<&RawReplication>, faults: &mut Vec<Fault>) -> Replication {

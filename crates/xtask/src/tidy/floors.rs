@@ -20,6 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pgferry-values", &["pgferry-model"]),
     ("pgferry-columnar", &["pgferry-model", "pgferry-values"]),
     ("pgferry-source-postgres", &["pgferry-model", "pgferry-pipeline", "pgferry-postgres"]),
+    ("pgferry-target-databend", &["pgferry-model", "pgferry-pipeline", "pgferry-columnar", "pgferry-values"]),
     ("pgferry-target-duckdb", &["pgferry-model", "pgferry-pipeline", "pgferry-columnar", "pgferry-values"]),
     ("pgferry-target-kafka", &["pgferry-model", "pgferry-pipeline", "pgferry-values"]),
     (
@@ -30,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "pgferry-postgres",
             "pgferry-columnar",
             "pgferry-source-postgres",
+            "pgferry-target-databend",
             "pgferry-target-duckdb",
             "pgferry-target-kafka",
         ],
