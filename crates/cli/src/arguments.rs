@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Carries PostgreSQL tables into DuckDB: a consistent snapshot, then every change.
+/// Carries PostgreSQL tables into DuckDB, Kafka and Databend: a consistent snapshot, then every change.
 #[derive(Debug, Parser)]
 #[command(name = "pgferry", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Arguments {
@@ -184,6 +184,8 @@ pub(crate) enum Template {
     Duckdb,
     /// An entire PostgreSQL database to Kafka topics
     Kafka,
+    /// PostgreSQL to Databend
+    Databend,
 }
 
 #[derive(Debug, Subcommand)]

@@ -63,6 +63,19 @@ fn init_writes_a_file_that_is_valid_and_never_overwrites_it() {
 }
 
 #[test]
+fn every_template_is_a_valid_file() {
+    for template in ["duckdb", "kafka", "databend"] {
+        let folder = folder();
+        let output = pgferry(folder.path(), &["init", "--template", template]);
+        assert_eq!(output.status.code(), Some(0), "{template}: {}", text(&output.stderr));
+        let output = pgferry(folder.path(), &["validate"]);
+        assert_eq!(output.status.code(), Some(0), "{template}: {}", text(&output.stderr));
+        let written = std::fs::read_to_string(folder.path().join("pgferry.toml")).unwrap();
+        assert!(written.contains(&format!("kind = \"{template}\"")), "{template}: {written}");
+    }
+}
+
+#[test]
 fn every_fault_of_a_file_is_told_with_line_and_cure_and_without_its_secrets() {
     let folder = folder();
     std::fs::write(folder.path().join("bad.toml"), BAD).unwrap();

@@ -13,6 +13,7 @@ use crate::output::Output;
 use crate::place::shell_path;
 
 const DUCKDB: &str = include_str!("../../../../examples/duckdb.toml");
+const DATABEND: &str = include_str!("../../../../examples/databend.toml");
 const KAFKA: &str = include_str!("../../../../examples/kafka.toml");
 
 pub(super) fn run(arguments: &InitArguments, output: &Output) -> Ended {
@@ -23,6 +24,7 @@ pub(super) fn run(arguments: &InitArguments, output: &Output) -> Ended {
     let text = match arguments.template {
         Template::Duckdb => DUCKDB,
         Template::Kafka => KAFKA,
+        Template::Databend => DATABEND,
     };
     fs::write(file, text).map_err(|failure| {
         let cure = Cure::advice("choose another place, or have the folder made and writable");
