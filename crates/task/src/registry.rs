@@ -294,7 +294,7 @@ initial_copy_workers = 7
 databend = { warehouse = "etl", database = "analytics", staging = "raw" }
 [[tasks.t.tables]]
 source = "orders"
-columns.price = { type = "decimal(60,4)", out_of_range = "null" }
+columns.price = { type = "decimal(30,4)", out_of_range = "null" }
 columns.born = { out_of_range = "string" }
 columns.note = { out_of_range = "error" }
 "#,
@@ -311,7 +311,7 @@ columns.note = { out_of_range = "error" }
         assert_eq!(config.merge_interval, Duration::from_secs(10));
         let orders = TableName::new("public", "orders");
         let choice = |column: &str| config.columns.get(&(orders.clone(), column.to_owned())).cloned();
-        let price = ColumnChoice { target_type: Some("decimal(60,4)".into()), misfit: Misfit::Null };
+        let price = ColumnChoice { target_type: Some("decimal(30,4)".into()), misfit: Misfit::Null };
         let born = ColumnChoice { target_type: Some("string".into()), misfit: Misfit::Error };
         assert_eq!((choice("price"), choice("born"), choice("note")), (Some(price), Some(born), None));
     }

@@ -267,10 +267,11 @@ pub(super) fn settings(
 ) -> (DatabendTask, Duration) {
     let none = RawDatabendTask::default();
     let own = raw.databend.as_ref().unwrap_or(&none);
-    for (key, name) in [("warehouse", &own.warehouse), ("database", &own.database), ("staging", &own.staging)]
-    {
+    for (key, name) in [("warehouse", &own.warehouse), ("database", &own.database)] {
         not_empty(&format!("{path}.databend.{key}"), name.as_deref(), faults);
     }
+    let staging = own.staging.clone().unwrap_or_else(|| STAGING_DEFAULT.to_owned());
+    staging_is_apart(path, &staging, own.database.as_ref().or(connection.database.as_ref()), faults);
     let merge_interval = raw.sync_interval.map_or(MERGE_INTERVAL_DEFAULT, |span| span.0);
     if merge_interval < MERGE_INTERVAL_MIN {
         let problem = "the shortest interval between two merges is 100ms";
@@ -279,7 +280,7 @@ pub(super) fn settings(
     }
     let task = DatabendTask {
         warehouse: own.warehouse.clone().or_else(|| connection.warehouse.clone()),
-        staging: own.staging.clone().unwrap_or_else(|| STAGING_DEFAULT.to_owned()),
+        staging,
         mode: match raw.mode {
             Some(RawMode::History) => Mode::History,
             Some(RawMode::Latest) | None => Mode::Latest,
@@ -287,6 +288,21 @@ pub(super) fn settings(
         merge_interval,
     };
     (task, merge_interval.min(STAGE_INTERVAL_MAX))
+}
+
+/// The stage is named by it, so its letters are those of a stage; and no table of the source may meet one of pgferry's own there.
+fn staging_is_apart(path: &str, staging: &str, database: Option<&String>, faults: &mut Vec<Fault>) {
+    let at = format!("{path}.databend.staging");
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if staging.is_empty() || !staging.chars().all(plain) {
+        let problem = format!("`{staging}` is no name for it: letters, digits and `_` of ASCII");
+        faults.push(Fault::new(INVALID_VALUE, &at, problem).cure("write `staging = \"pgferry\"`"));
+    }
+    if database.is_some_and(|database| *database == staging) {
+        let problem =
+            format!("tables cannot go to `{staging}`, the database of what pgferry keeps for itself");
+        faults.push(Fault::new(CONFLICT, at, problem).cure("name another `database`, or another `staging`"));
+    }
 }
 
 fn not_empty(path: &str, name: Option<&str>, faults: &mut Vec<Fault>) {

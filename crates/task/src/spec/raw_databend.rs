@@ -40,7 +40,7 @@ pub struct RawDatabend {
     pub database: Option<String>,
     /// How files reach the server's storage: `auto` (to the storage itself at Databend Cloud, else through the server), `detect` (to the
     /// storage itself where the server signs an address for it), `presigned` (always so) or `direct` (always through the server).
-    /// Default: `auto`.
+    /// Default: what `dsn` says, else `auto`.
     pub upload: Option<RawUpload>,
 }
 
@@ -76,8 +76,8 @@ pub struct RawDatabendTask {
     pub warehouse: Option<String>,
     /// The database that all tables go to; with `include`, every table has to come from one schema. Default: the connection's.
     pub database: Option<String>,
-    /// The database of what pgferry keeps for itself: raw tables, a stage, and what the task has done. Made when it is not there.
-    /// Default: `pgferry`.
+    /// The database of what pgferry keeps for itself: raw tables, and what the task has done. Letters, digits and `_`; the
+    /// stage for files is named `STAGING_stage`. Made when they are not there. Default: `pgferry`.
     pub staging: Option<String>,
 }
 

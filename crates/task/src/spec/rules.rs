@@ -268,12 +268,12 @@ fn schema_of(pattern: &str) -> Option<String> {
     pattern.split_once('.').map(|(schema, _)| schema.trim_matches('"').to_owned())
 }
 
-/// `string`, or `decimal(p,s)` within the target's digits.
-fn is_target_type(text: &str, digits_max: u8) -> bool {
+/// `string`, or `decimal(p,s)` within the 38 digits of every target.
+fn is_target_type(text: &str) -> bool {
     let decimal = || {
         let (precision, scale) = text.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
         let (precision, scale): (u8, u8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
-        Some((1..=digits_max).contains(&precision) && scale <= precision)
+        Some((1..=38).contains(&precision) && scale <= precision)
     };
     text == "string" || decimal() == Some(true)
 }
@@ -282,13 +282,7 @@ fn pattern_is_whole(pattern: &str) -> bool {
     pattern.split_once('.').is_some_and(|(schema, table)| !schema.is_empty() && !table.is_empty())
 }
 
-pub(super) fn table(
-    path: &str,
-    raw: &RawTable,
-    mode: Option<RawSyncMode>,
-    digits_max: u8,
-    faults: &mut Vec<Fault>,
-) {
+pub(super) fn table(path: &str, raw: &RawTable, mode: Option<RawSyncMode>, faults: &mut Vec<Fault>) {
     if raw.source.is_none() {
         let fault = Fault::new(MISSING_KEY, format!("{path}.source"), "the table has no source");
         faults.push(fault.cure("add `source = \"schema.table\"`"));
@@ -302,10 +296,9 @@ pub(super) fn table(
     }
     for (column, settings) in &raw.columns {
         let target_type = settings.target_type.as_deref();
-        if let Some(text) = target_type.filter(|text| !is_target_type(text, digits_max)) {
-            let problem = format!(
-                "`{text}` is no type here: write string, or decimal(p,s) with at most {digits_max} digits"
-            );
+        if let Some(text) = target_type.filter(|text| !is_target_type(text)) {
+            let problem =
+                format!("`{text}` is no type here: write string, or decimal(p,s) with at most 38 digits");
             faults.push(Fault::new(INVALID_VALUE, format!("{path}.columns.{column}.type"), problem));
         }
         if settings.out_of_range == Some(RawOutOfRange::String)

@@ -302,12 +302,12 @@ mode = "newest"
 sync_interval = "20ms"
 duckdb = { schema = "main" }
 kafka = { partitions_of_new_topic = 3 }
-databend = { staging = " ", stage = "x" }
+databend = { staging = "my-own", stage = "x" }
 [[tasks.a.tables]]
 source = "orders"
 target = "analytics.orders"
 topic = "orders"
-columns.price = { type = "decimal(77,2)" }
+columns.price = { type = "decimal(39,2)" }
 columns.total = { type = "decimal(12,2)", out_of_range = "string" }
 columns.born = { type = "string", out_of_range = "string" }
 columns.sent = { out_of_range = "clamp" }
@@ -325,10 +325,16 @@ databend = { database = "shop" }
 [tasks.d]
 source = "shop"
 target = "lake"
-databend = { database = "analytics" }
+databend = { database = "analytics", warehouse = "" }
 [[tasks.d.tables]]
 source = "orders"
 target = "shop.orders"
+[tasks.e]
+source = "shop"
+target = "open"
+databend = { database = "pgferry" }
+[[tasks.e.tables]]
+source = "orders"
 "#
     ));
 }

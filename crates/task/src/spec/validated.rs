@@ -37,9 +37,6 @@ const STOP_WITHIN_DEFAULT: Duration = Duration::from_secs(30);
 const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// Nothing is gained by waiting longer: a broker takes small batches as well.
 const SYNC_INTERVAL_KAFKA: Duration = Duration::from_millis(20);
-/// Digits of the widest decimal: of DuckDB's, which the forms of Kafka's records are given too, and of Databend's.
-const DIGITS_MAX: u8 = 38;
-const DATABEND_DIGITS_MAX: u8 = 76;
 /// PostgreSQL's own limit on names (`NAMEDATALEN` - 1, in bytes).
 pub(super) const NAME_BYTES_MAX: usize = 63;
 
@@ -402,17 +399,17 @@ fn task(
     folder: &Path,
     faults: &mut Vec<Fault>,
 ) -> Option<TaskSpec> {
-    let (one, digits_max) = match target {
+    let one = match target {
         Some(RawConnection::Databend(connection)) => {
             let name = raw.target.as_deref().unwrap_or_default();
-            (databend::one_database(path, raw, name, connection), DATABEND_DIGITS_MAX)
+            databend::one_database(path, raw, name, connection)
         }
-        _ => (one_schema(path, raw), DIGITS_MAX),
+        _ => one_schema(path, raw),
     };
     rules::task(path, raw, one.as_ref(), faults);
     let limits = raw.limits.as_ref();
     let spool = limits.and_then(|limits| limits.spool_directory.as_ref());
-    let selection = selection(path, raw, one.map(|one| one.schema.to_owned()), digits_max, faults);
+    let selection = selection(path, raw, one.map(|one| one.schema.to_owned()), faults);
     let settings = settings(path, raw, &selection, faults);
     Some(TaskSpec {
         id: TaskId::new(name),
@@ -435,13 +432,7 @@ fn one_schema<'a>(path: &str, raw: &'a RawTask) -> Option<OneSchema<'a>> {
     Some(OneSchema { schema, word: "schema", path: format!("{path}.{key}"), key })
 }
 
-fn selection(
-    path: &str,
-    raw: &RawTask,
-    target_schema: Option<String>,
-    digits_max: u8,
-    faults: &mut Vec<Fault>,
-) -> Selection {
+fn selection(path: &str, raw: &RawTask, target_schema: Option<String>, faults: &mut Vec<Fault>) -> Selection {
     let include = match (&raw.include, raw.scenario) {
         (Some(include), _) => include.clone(),
         (None, Some(_)) => vec!["*.*".to_owned()],
@@ -449,7 +440,7 @@ fn selection(
     };
     let tables = raw.tables.iter().enumerate().filter_map(|(index, table)| {
         let path = format!("{path}.tables.{index}");
-        rules::table(&path, table, raw.sync_mode, digits_max, faults);
+        rules::table(&path, table, raw.sync_mode, faults);
         table_spec(&path, table, target_schema.as_deref(), faults)
     });
     let tables: Vec<TableSpec> = tables.collect();
