@@ -16,3 +16,5 @@ pub const CONFLICT: Code = Code::new("target.databend_conflict");
 pub const NO_WAREHOUSE: Code = Code::new("target.databend_no_warehouse");
 /// Another error of the server.
 pub const REFUSED: Code = Code::new("target.databend_refused");
+/// Changes are staged that are not merged yet.
+pub const UNMERGED: Code = Code::new("target.databend_unmerged");
