@@ -235,3 +235,24 @@ fn the_examples_are_valid() {
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     }
 }
+
+/// Every whole task file in the tutorials and the instructions can be read.
+#[test]
+fn the_task_files_in_the_documents_are_valid() {
+    let documents = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let folder = folder();
+    let mut whole = 0;
+    for kind in ["tutorials", "how-to"] {
+        for page in std::fs::read_dir(documents.join(kind)).unwrap().map(|entry| entry.unwrap().path()) {
+            let page_text = std::fs::read_to_string(&page).unwrap();
+            let blocks = page_text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+            for block in blocks.filter(|block| block.starts_with("version = 1")) {
+                std::fs::write(folder.path().join("a.toml"), block).unwrap();
+                let output = pgferry(folder.path(), &["validate", "a.toml"]);
+                assert_eq!(output.status.code(), Some(0), "{}: {}", page.display(), text(&output.stderr));
+                whole += 1;
+            }
+        }
+    }
+    assert!(whole >= 2, "{whole}");
+}
