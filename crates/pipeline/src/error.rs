@@ -36,6 +36,8 @@ pub const TABLE_GONE: Code = Code::new("target.table_gone");
 pub const NOT_REPRESENTABLE: Code = Code::new("value.not_representable");
 /// The target lacks a row, or a value of it, that is needed.
 pub const ROW_MISSING: Code = Code::new("target.row_missing");
+/// Rows of an unfinished copy cannot be told from those that were there.
+pub const APPEND_INTERRUPTED: Code = Code::new("target.append_interrupted");
 /// Slices of a transaction were dropped after an error.
 pub const SLICES_LOST: Code = Code::new("target.slices_lost");
 

@@ -2,16 +2,14 @@
 
 use pgferry_model::{Class, Code, Cure, Error, TableName};
 pub use pgferry_pipeline::error::{
-    FENCED, NAME_COLLISION, NOT_REPRESENTABLE, ROW_MISSING, SCHEMA_INCOMPATIBLE, SLICES_LOST, TABLE_EXISTS,
-    TABLE_GONE,
+    APPEND_INTERRUPTED, FENCED, NAME_COLLISION, NOT_REPRESENTABLE, ROW_MISSING, SCHEMA_INCOMPATIBLE,
+    SLICES_LOST, TABLE_EXISTS, TABLE_GONE,
 };
 
 /// Another process has the file open.
 pub const LOCKED: Code = Code::new("target.locked");
 /// The file cannot be opened or made.
 pub const FILE: Code = Code::new("target.file");
-/// Rows of an unfinished copy cannot be told from those that were there.
-pub const APPEND_INTERRUPTED: Code = Code::new("target.append_interrupted");
 /// The disk is full.
 pub const DISK_FULL: Code = Code::new("target.disk_full");
 /// DuckDB's memory limit is reached.

@@ -10,7 +10,7 @@ use pgferry_pipeline::{Source, Target};
 use pgferry_source_postgres as source_postgres;
 use pgferry_source_postgres::{PostgresSource, PostgresSourceConfig, SelectFrom, TableOptions};
 
-use pgferry_target_databend::{DatabendConfig, Login, Misfit, Server, ServerParts};
+use pgferry_target_databend::{DatabendConfig, DatabendTarget, Login, Misfit, Server, ServerParts};
 use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
 use pgferry_target_kafka::{KafkaConfig, KafkaTarget, RegistryConfig};
 
@@ -166,9 +166,7 @@ fn kafka_target(spec: &Spec, connection: &KafkaConnection, task: &TaskSpec) -> R
 /// A client is made here, and connects by itself.
 fn databend_target(spec: &Spec, connection: &DatabendConnection, task: &TaskSpec) -> Result<Arc<dyn Target>> {
     let config = databend_config(spec, connection, task)?;
-    Err(Error::task_broken(crate::spec::UNSUPPORTED, "Databend targets are not in this build")
-        .with_cause(format!("it would have to keep its own tables in the database {}", config.staging))
-        .with_cure(Cure::advice("name a target of another kind")))
+    Ok(Arc::new(DatabendTarget::connect(config)?))
 }
 
 fn databend_config(spec: &Spec, connection: &DatabendConnection, task: &TaskSpec) -> Result<DatabendConfig> {
@@ -256,7 +254,7 @@ mod tests {
     use pgferry_target_databend::{ColumnChoice, Mode, Upload};
 
     use super::*;
-    use crate::spec::{Faults, UNSUPPORTED, read_text};
+    use crate::spec::{Faults, read_text};
 
     const SOURCE: &str = "version = 1\n[connections.shop]\nkind = \"postgres\"\nuser = \"u\"\n";
 
@@ -288,7 +286,6 @@ upload = "direct"
 [tasks.t]
 source = "shop"
 target = "lake"
-mode = "history"
 sync_interval = "10s"
 initial_copy_workers = 7
 databend = { warehouse = "etl", database = "analytics", staging = "raw" }
@@ -307,7 +304,7 @@ columns.note = { out_of_range = "error" }
         assert!(config.server == Server::Parts(parts), "{config:?}");
         assert_eq!((config.warehouse.as_deref(), config.role.as_deref()), (Some("etl"), Some("loader")));
         assert_eq!((config.database.as_deref(), config.staging.as_str()), (Some("analytics"), "raw"));
-        assert_eq!((config.upload, config.mode, config.loads_max), (Upload::Direct, Mode::History, 7));
+        assert_eq!((config.upload, config.mode, config.loads_max), (Upload::Direct, Mode::Latest, 7));
         assert_eq!(config.merge_interval, Duration::from_secs(10));
         let orders = TableName::new("public", "orders");
         let choice = |column: &str| config.columns.get(&(orders.clone(), column.to_owned())).cloned();
@@ -376,14 +373,5 @@ columns.note = { out_of_range = "error" }
         assert_eq!(code(&rest("shop", "analytics.orders", "")), Some(CONFLICT));
         let own = "databend = { database = \"analytics\" }";
         assert_eq!(code(&rest("shop", "analytics.orders", own)), None);
-    }
-
-    #[tokio::test]
-    async fn a_databend_target_is_refused_by_name() {
-        let rest = "[connections.lake]\nkind = \"databend\"\nhost = \"lake\"\n[tasks.t]\nsource = \"shop\"\n\
-                    target = \"lake\"\ninclude = [\"*.*\"]\n";
-        let spec = read_text(Path::new("shop.toml"), &format!("{SOURCE}{rest}")).unwrap();
-        let refused = target(&spec, spec.task("t").unwrap()).await.err().unwrap();
-        assert_eq!(refused.code(), UNSUPPORTED);
     }
 }

@@ -20,6 +20,7 @@ pub mod kafka;
 pub mod memory_target;
 pub mod process;
 pub mod proxy;
+pub mod published_types;
 pub mod random;
 mod run_folder;
 pub mod schema_registry;

@@ -11,6 +11,7 @@
 //! Limits: needs the built `pgferry` beside the running executable (`pgferry_testkit::process::binary`).
 
 pub mod crash;
+pub mod databend_databases;
 pub mod duckdb_file;
 pub mod kafka_topics;
 pub mod scene;

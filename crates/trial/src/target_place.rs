@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use pgferry_model::{Progress, TableName};
 use pgferry_task::{registry, spec};
 
+use crate::databend_databases::DatabendDatabases;
 use crate::duckdb_file::DuckdbFile;
 use crate::kafka_topics::KafkaTopics;
 
 /// The kinds of targets that can be tried.
-pub const KINDS: &[&str] = &["duckdb", "kafka"];
+pub const KINDS: &[&str] = &["databend", "duckdb", "kafka"];
 
 /// One task's fresh place in a target: a file, a database, a set of topics. What it made is gone when it is dropped.
 #[async_trait]
@@ -29,6 +30,11 @@ pub trait TargetPlace: Send + Sync {
     /// some of their values only in another type.
     fn sections(&self, _major: u32) -> String {
         String::new()
+    }
+
+    /// The shortest `sync_interval` that a task of this kind of target may have, in milliseconds.
+    fn sync_interval_min_ms(&self) -> u64 {
+        0
     }
 
     /// Whether two different texts of a cell name one value of the target.
@@ -50,6 +56,7 @@ pub trait TargetPlace: Send + Sync {
 /// A new place in a target of a kind.
 pub async fn place(kind: &str) -> Result<Arc<dyn TargetPlace>> {
     match kind {
+        "databend" => Ok(Arc::new(DatabendDatabases::new().await?)),
         "duckdb" => Ok(Arc::new(DuckdbFile)),
         "kafka" => Ok(Arc::new(KafkaTopics::new()?)),
         other => bail!("no target of kind {other} can be tried; kinds: {}", KINDS.join(", ")),

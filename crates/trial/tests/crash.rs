@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pgferry_pipeline::failpoint;
+use pgferry_testkit::databend::DatabendServer;
 use pgferry_testkit::kafka::Broker;
 use pgferry_trial::crash::{Matrix, Tally};
 
@@ -38,6 +39,22 @@ async fn killed_while_it_writes_topics_a_consumer_of_committed_records_rebuilds_
         return Ok(writeln!(std::io::stderr().lock(), "NOT RUN: the crash matrix on Kafka: {}", missing.0)?);
     }
     let tally = tried_on("kafka", 0..8).await?;
+    ensure!(tally.kills() >= 8, "too few kills to mean anything:\n{tally}");
+    Ok(())
+}
+
+/// The same into Databend, staged and merged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_it_stages_and_merges_nothing_is_lost_or_doubled_or_left() -> Result<()> {
+    if let Err(missing) = DatabendServer::shared()? {
+        use std::io::Write;
+        return Ok(writeln!(
+            std::io::stderr().lock(),
+            "NOT RUN: the crash matrix on Databend: {}",
+            missing.0
+        )?);
+    }
+    let tally = tried_on("databend", 0..8).await?;
     ensure!(tally.kills() >= 8, "too few kills to mean anything:\n{tally}");
     Ok(())
 }

@@ -1,19 +1,9 @@
 //! The published mapping table is what the code does.
 
-use std::sync::Arc;
-
-use anyhow::{Context, Result, ensure};
-use pgferry_model::{DataType, TypeKind};
-use pgferry_pipeline::Fidelity;
+use anyhow::Result;
+use pgferry_model::TypeKind;
 use pgferry_target_kafka::{DecimalMode, KafkaConfig, TimeMode, map_type};
-
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/type-mapping-kafka.md");
-const START: &str = "<!-- table: written by the test `documents` of target-kafka -->\n";
-const END: &str = "<!-- end of table -->";
-
-fn data_type(name: &str, kind: TypeKind) -> DataType {
-    DataType { oid: 1, name: name.into(), kind, sends_binary: true, output_function: Arc::from("x") }
-}
+use pgferry_testkit::published_types::{data_type, verify, words};
 
 fn kinds() -> Vec<(&'static str, TypeKind)> {
     let numeric = |precision_and_scale| TypeKind::Numeric { precision_and_scale };
@@ -59,13 +49,7 @@ fn kinds() -> Vec<(&'static str, TypeKind)> {
 
 fn line(config: &KafkaConfig, setting: &str, name: &str, kind: TypeKind) -> String {
     let mapping = map_type(config, &data_type(name, kind));
-    let fidelity = match mapping.fidelity {
-        Fidelity::Exact => "exact",
-        Fidelity::ExactAsText => "exact, as text",
-        Fidelity::Equal => "equal",
-        Fidelity::Guarded => "exact or refused",
-        Fidelity::Rounded => "rounded",
-    };
+    let fidelity = words(mapping.fidelity);
     format!("| {name}{setting} | {} | {fidelity} | {} |\n", mapping.name, mapping.note)
 }
 
@@ -88,16 +72,7 @@ fn generated() -> String {
     out
 }
 
-/// With `PGFERRY_WRITE_DOCS=1` it writes the page instead.
 #[test]
 fn the_published_table_is_what_the_code_does() -> Result<()> {
-    let page = std::fs::read_to_string(PAGE)?;
-    let (before, rest) = page.split_once(START).context("the table's start")?;
-    let (table, after) = rest.split_once(END).context("the table's end")?;
-    if std::env::var_os("PGFERRY_WRITE_DOCS").is_some() {
-        std::fs::write(PAGE, format!("{before}{START}{}{END}{after}", generated()))?;
-    } else {
-        ensure!(table == generated(), "the page's table is not what the code does");
-    }
-    Ok(())
+    verify("kafka", &generated())
 }

@@ -132,8 +132,8 @@ pub struct RawTask {
     pub allow_delete: Option<bool>,
     /// How many parts of tables are copied at once, 1 to 64. Default: `4`.
     pub initial_copy_workers: Option<u64>,
-    /// What a Databend target's tables hold: `latest` (each row as it is at the source) or `history` (every change of each row, one after
-    /// the other). Default: `latest`.
+    /// What the target's tables hold: `latest` (each row as it is at the source). `history`, every change of each row one after the other,
+    /// is not in this build. Default: `latest`.
     pub mode: Option<RawMode>,
     /// When a table breaks: `pause_table` (the others go on) or `pause_task`. Default: `pause_table`.
     pub on_table_error: Option<RawOnTableError>,

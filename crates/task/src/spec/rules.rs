@@ -162,18 +162,19 @@ pub(super) fn sections(path: &str, raw: &RawTask, target: &RawConnection, faults
         let problem = format!("{what} belongs to another kind of target");
         faults.push(Fault::new(CONFLICT, format!("{path}.{key}"), problem).cure("remove it"));
     }
+    mode(path, raw, kafka, faults);
     if !databend {
-        databend_only(path, raw, kafka, faults);
+        databend_only(path, raw, faults);
     }
 }
 
-/// Choices that only a Databend target has.
-fn databend_only(path: &str, raw: &RawTask, kafka: bool, faults: &mut Vec<Fault>) {
+/// What the target's tables hold: each row's latest state is all that this build has.
+fn mode(path: &str, raw: &RawTask, kafka: bool, faults: &mut Vec<Fault>) {
     let at = format!("{path}.mode");
     match raw.mode {
         Some(RawMode::History) => {
             let why = if kafka { "a topic holds every change as it is" } else { "use `mode = \"latest\"`" };
-            let problem = format!("`mode = \"history\"`: only Databend targets have it in this build; {why}");
+            let problem = format!("`mode = \"history\"`: it is not in this build; {why}");
             faults.push(Fault::new(UNSUPPORTED, at, problem));
         }
         Some(RawMode::Latest) if kafka => {
@@ -182,6 +183,10 @@ fn databend_only(path: &str, raw: &RawTask, kafka: bool, faults: &mut Vec<Fault>
         }
         Some(RawMode::Latest) | None => {}
     }
+}
+
+/// Choices that only a Databend target has.
+fn databend_only(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
     for (index, table) in raw.tables.iter().enumerate() {
         for (column, _) in table.columns.iter().filter(|(_, settings)| settings.out_of_range.is_some()) {
             let problem = "`out_of_range`: only Databend targets have it in this build; here a value that does not fit \

@@ -243,17 +243,7 @@ impl Spec {
 pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) -> Spec {
     let folder = file.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let mut warnings = Vec::new();
-    match written.file.version {
-        Some(1) => {}
-        Some(other) => {
-            let problem = format!("this build reads version 1, not {other}");
-            faults.push(Fault::new(INVALID_VALUE, "version", problem));
-        }
-        None => {
-            let fault = Fault::new(MISSING_KEY, "version", "the file does not say its version");
-            faults.push(fault.cure("write `version = 1` as the first line"));
-        }
-    }
+    version(written.file.version, faults);
     let mut connections = BTreeMap::new();
     for (name, raw) in &written.connections {
         let path = format!("connections.{name}");
@@ -311,6 +301,20 @@ pub(super) fn validate(file: &Path, written: &Written, faults: &mut Vec<Fault>) 
     let tasks: Vec<TaskSpec> = tasks.collect();
     rules::across(&tasks, faults);
     Spec { file: file.to_owned(), connections, tasks, warnings }
+}
+
+fn version(written: Option<i64>, faults: &mut Vec<Fault>) {
+    match written {
+        Some(1) => {}
+        Some(other) => {
+            let problem = format!("this build reads version 1, not {other}");
+            faults.push(Fault::new(INVALID_VALUE, "version", problem));
+        }
+        None => {
+            let fault = Fault::new(MISSING_KEY, "version", "the file does not say its version");
+            faults.push(fault.cure("write `version = 1` as the first line"));
+        }
+    }
 }
 
 fn postgres(

@@ -62,7 +62,7 @@ impl Seed {
              limits = {{ memory = \"{}MiB\", spool_directory = \"spool\", retry_wait = \"400ms\" }}\n{}",
             plan.batch_size,
             plan.workers,
-            plan.sync_interval_ms,
+            plan.sync_interval_ms.max(place.sync_interval_min_ms()),
             plan.memory_mib,
             place.sections(plan.major),
         );

@@ -1,0 +1,235 @@
+//! Tables in Databend: names, statements, and whether an existing one has the right columns.
+//!
+//! ```text
+//!   "analytics"."orders"                         what the user queries
+//!   "pgferry"."raw.shop.public.orders"           changes of task shop that are staged and not yet merged (transient)
+//!   "pgferry"."copy.shop.public.orders"          an unfinished copy beside rows from before the task (transient)
+//! ```
+
+use std::fmt::Write as _;
+
+use pgferry_model::{Column, Cure, Error, Result, Table, TableName, TaskId};
+use pgferry_pipeline::{IfTargetExists, TablePlan};
+
+use crate::config::{ColumnChoice, Misfit};
+use crate::encode::ColumnPlan;
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE};
+use crate::mapping::{ColumnType, map_type};
+use crate::settings::Settings;
+
+/// What a row of a raw table is: `upsert`, `delete` or `truncate`.
+pub(crate) const OP: &str = "_pgferry_op";
+/// The order of a raw table's rows: one number per delivery or slice.
+pub(crate) const SEQ: &str = "_pgferry_seq";
+/// The position of the delivery that a raw table's row came with.
+pub(crate) const LSN: &str = "_pgferry_lsn";
+/// Names of the columns whose values the source did not send.
+pub(crate) const UNCHANGED: &str = "_pgferry_unchanged";
+/// With a number: a column of the key under which the target holds the unchanged values, where the row's key has changed.
+pub(crate) const ORIGIN: &str = "_pgferry_origin_";
+
+/// Estimated rows from which on a table is kept in the order of its key, in smaller blocks.
+const CLUSTERED_FROM_ROWS: u64 = 1_000_000;
+/// Rows per block of such a table: a merge rewrites every block that it touches.
+const CLUSTERED_BLOCK_ROWS: u64 = 100_000;
+
+/// An identifier in double quotes.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as a literal; Databend reads backslashes in them.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// A table's qualified, quoted name.
+pub(crate) fn qualified(name: &TableName) -> String {
+    format!("{}.{}", quote(&name.schema), quote(&name.name))
+}
+
+/// A table's database and name in Databend.
+pub(crate) fn target_name(settings: &Settings, table: &Table) -> TableName {
+    match &settings.database {
+        Some(database) => TableName::new(database.as_str(), std::sync::Arc::clone(&table.target_name.name)),
+        None => table.target_name.clone(),
+    }
+}
+
+/// A table of pgferry's own that belongs to a task's table. A dot within a name is written apart, so that two tables never share one.
+fn own_table(settings: &Settings, kind: &str, task: &TaskId, table: &TableName) -> TableName {
+    let part = |name: &str| name.replace('%', "%25").replace('.', "%2E");
+    let name = format!("{kind}.{}.{}.{}", part(task.as_str()), part(&table.schema), part(&table.name));
+    TableName::new(settings.staging.as_str(), name)
+}
+
+/// Where changes are staged.
+pub(crate) fn raw_name(settings: &Settings, task: &TaskId, table: &TableName) -> TableName {
+    own_table(settings, "raw", task, table)
+}
+
+/// Where the copy of a table goes whose rows from before the task stay.
+pub(crate) fn copy_name(settings: &Settings, task: &TaskId, table: &TableName) -> TableName {
+    own_table(settings, "copy", task, table)
+}
+
+fn choice(settings: &Settings, table: &Table, column: &Column) -> ColumnChoice {
+    settings.columns.get(&(table.name.clone(), column.name.to_string())).cloned().unwrap_or_default()
+}
+
+/// A column's type.
+pub(crate) fn column_type(settings: &Settings, table: &Table, at: usize) -> ColumnType {
+    let column = &table.columns[at];
+    let choice = choice(settings, table, column);
+    map_type(&column.data_type, choice.target_type.as_deref(), table.key.contains(&at))
+}
+
+/// The columns' types, in the table's order.
+pub(crate) fn column_types(settings: &Settings, table: &Table) -> Vec<ColumnType> {
+    (0..table.columns.len()).map(|at| column_type(settings, table, at)).collect()
+}
+
+/// The columns as they are encoded. A key has no NULL, whatever the user says of values that do not fit.
+pub(crate) fn column_plans(settings: &Settings, table: &Table) -> Vec<ColumnPlan> {
+    let plan = |at: usize| {
+        let misfit = choice(settings, table, &table.columns[at]).misfit;
+        let misfit = if table.key.contains(&at) { Misfit::Error } else { misfit };
+        ColumnPlan { kind: column_type(settings, table, at), misfit }
+    };
+    (0..table.columns.len()).map(plan).collect()
+}
+
+/// Whether a table is large enough to be kept in the order of its key.
+pub(crate) fn is_clustered(table: &Table) -> bool {
+    !table.key.is_empty() && table.rows_estimated >= CLUSTERED_FROM_ROWS
+}
+
+/// The statements that make a table.
+pub(crate) fn create_statements(settings: &Settings, name: &TableName, table: &Table) -> Vec<String> {
+    let types = column_types(settings, table);
+    let columns: Vec<String> = table
+        .columns
+        .iter()
+        .zip(&types)
+        .enumerate()
+        .map(|(at, (column, kind))| {
+            let null = if table.key.contains(&at) { "NOT NULL" } else { "NULL" };
+            format!("{} {} {null}", quote(&column.name), kind.name)
+        })
+        .collect();
+    let mut create = format!("CREATE TABLE {} ({})", qualified(name), columns.join(", "));
+    if is_clustered(table) {
+        let key: Vec<String> = table.key_columns().map(|column| quote(&column.name)).collect();
+        let _written =
+            write!(create, " CLUSTER BY ({}) ROW_PER_BLOCK={CLUSTERED_BLOCK_ROWS}", key.join(", "));
+    }
+    vec![format!("CREATE DATABASE IF NOT EXISTS {}", quote(&name.schema)), create]
+}
+
+/// The statement that makes a raw table.
+pub(crate) fn create_raw(settings: &Settings, name: &TableName, table: &Table) -> String {
+    let types = column_types(settings, table);
+    let mut columns: Vec<String> = table
+        .columns
+        .iter()
+        .zip(&types)
+        .map(|(column, kind)| format!("{} {} NULL", quote(&column.name), kind.name))
+        .collect();
+    columns.push(format!("{} STRING NOT NULL", quote(OP)));
+    columns.push(format!("{} UINT64 NOT NULL", quote(SEQ)));
+    columns.push(format!("{} STRING NOT NULL", quote(LSN)));
+    columns.push(format!("{} ARRAY(STRING NULL) NULL", quote(UNCHANGED)));
+    for (number, &at) in table.key.iter().enumerate() {
+        columns.push(format!("{} {} NULL", quote(&format!("{ORIGIN}{number}")), types[at].name));
+    }
+    format!("CREATE TRANSIENT TABLE IF NOT EXISTS {} ({})", qualified(name), columns.join(", "))
+}
+
+/// A column that a table has: its name and its type as the server names it, without `Nullable`.
+pub(crate) type Found = (String, String);
+
+/// A type as `system.columns` has it, without its outer `Nullable`.
+pub(crate) fn stored_type(text: &str) -> String {
+    text.strip_prefix("Nullable(").and_then(|inner| inner.strip_suffix(')')).unwrap_or(text).to_owned()
+}
+
+/// The statements that make a table of the task anew before its copy: it is gone or has other columns. None where it is as it has to
+/// be. What the user made (`truncate`, `append`) is never dropped.
+pub(crate) fn remake_statements(
+    settings: &Settings,
+    name: &TableName,
+    plan: &TablePlan,
+    found: Option<&[Found]>,
+) -> Vec<String> {
+    let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
+    let old = match found {
+        Some(found) if users || verify_existing(settings, name, &plan.table, found).is_ok() => {
+            return Vec::new();
+        }
+        Some(_) => Some(format!("DROP TABLE {}", qualified(name))),
+        None => None,
+    };
+    old.into_iter().chain(create_statements(settings, name, &plan.table)).collect()
+}
+
+/// Refuses a table whose names Databend, or pgferry in it, would take for something else.
+pub(crate) fn verify_names(settings: &Settings, table: &Table, name: &TableName) -> Result<()> {
+    if *name.schema == *settings.staging {
+        let problem = format!("{}: the database {} of Databend is pgferry's own", table.name, name.schema);
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("what pgferry knows of its tasks is kept there")
+            .with_cure(
+                Cure::advice("give the table another database, or pgferry's own another name: the line stands in the task's section databend")
+                    .line("staging = \"pgferry_own\""),
+            ));
+    }
+    let own = table.columns.iter().find(|column| column.name.starts_with("_pgferry_"));
+    if let Some(column) = own {
+        let problem = format!("column {} of {} has a name of pgferry's own", column.name, table.name);
+        return Err(Error::table_broken(NAME_COLLISION, table.name.clone(), problem)
+            .with_cause("columns of raw tables that begin with _pgferry_ say what a row is")
+            .with_cure(
+                Cure::advice("leave it out: the line stands in the table's entry of the task file")
+                    .line(format!("exclude_columns = [{:?}]", column.name)),
+            ));
+    }
+    Ok(())
+}
+
+/// Refuses an existing table that lacks a column or has one of another type.
+pub(crate) fn verify_existing(
+    settings: &Settings,
+    name: &TableName,
+    table: &Table,
+    found: &[Found],
+) -> Result<()> {
+    let mut cure =
+        Cure::advice("change the table as the statements say, or set if_target_exists = \"replace\"");
+    let mut wrong = Vec::new();
+    for (column, kind) in table.columns.iter().zip(column_types(settings, table)) {
+        let (place, quoted) = (qualified(name), quote(&column.name));
+        match found.iter().find(|(other, _)| **other == *column.name) {
+            None => {
+                wrong.push(format!("{} is missing", column.name));
+                cure = cure.sql(format!("ALTER TABLE {place} ADD COLUMN {quoted} {} NULL", kind.name));
+            }
+            Some((_, stored)) if *stored != kind.stored => {
+                wrong.push(format!("{} is {stored}, not {}", column.name, kind.stored));
+                cure = cure.sql(format!("ALTER TABLE {place} MODIFY COLUMN {quoted} {} NULL", kind.name));
+            }
+            Some(_) => {}
+        }
+    }
+    let extra = found.iter().filter(|(other, _)| !table.columns.iter().any(|column| *column.name == **other));
+    for (other, _) in extra {
+        wrong.push(format!("{other} is not in the source"));
+        cure = cure.sql(format!("ALTER TABLE {} DROP COLUMN {}", qualified(name), quote(other)));
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let problem = format!("{name} in Databend has other columns: {}", wrong.join(", "));
+    Err(Error::table_broken(SCHEMA_INCOMPATIBLE, table.name.clone(), problem)
+        .with_cause("rows are written only where names and types are those of the source's table")
+        .with_cure(cure.run_as("you, in Databend")))
+}

@@ -1,0 +1,9 @@
+//! Databend as a target, on the real engine behind Databend's protocol.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod contract;
+mod documents;
+mod faults;
+mod making;
+mod merging;
