@@ -98,6 +98,8 @@ pub(crate) struct View {
     pub(crate) seq: u64,
     encoders: HashMap<TableName, Arc<Encoder>>,
     pub(crate) staged: HashMap<TableName, Staged>,
+    /// When a table may be merged again.
+    pub(crate) rested: HashMap<TableName, Instant>,
     /// Tables whose merge fails for good: the next delivery tells it.
     pub(crate) failed: HashMap<TableName, Error>,
     /// Tables whose copy goes beside rows from before the task.
@@ -142,6 +144,7 @@ impl Holder {
                 seq,
                 encoders: HashMap::new(),
                 staged: HashMap::new(),
+                rested: HashMap::new(),
                 failed: HashMap::new(),
                 appending: HashSet::new(),
                 made: HashSet::new(),
@@ -162,6 +165,7 @@ impl Holder {
         let mut old = other.view.lock();
         let mut view = self.view.lock();
         view.staged = std::mem::take(&mut old.staged);
+        view.rested = std::mem::take(&mut old.rested);
         view.failed = std::mem::take(&mut old.failed);
         view.unordered = std::mem::take(&mut old.unordered);
     }

@@ -64,13 +64,15 @@ async fn merge_due(holder: &Holder, table: &Arc<Table>) -> bool {
     metrics::histogram!("pgferry_merge_seconds", "task" => holder.task.to_string())
         .record(took.as_secs_f64());
     let mut view = holder.view.lock();
+    // Merging takes the server's time: at most a third of it.
+    let rested = Instant::now() + holder.settings.merge_interval.max(2 * took);
+    view.rested.insert(table.name.clone(), rested);
     let Some(staged) = view.staged.get_mut(&table.name) else { return true };
     match merged {
         Ok(through) if staged.seq <= through => {
             view.staged.remove(&table.name);
         }
-        // Merging takes the server's time: at most a third of it.
-        Ok(_) => staged.due = Instant::now() + holder.settings.merge_interval.max(2 * took),
+        Ok(_) => staged.due = rested,
         Err(failure) if failure.code() == FENCED => {
             if !holder.has_ended() {
                 tracing::warn!("nothing is merged any more: {failure}");
@@ -126,9 +128,10 @@ struct Content {
     moved: Option<u64>,
 }
 
-/// Merges everything that is staged of a table; gives the number of the last rows. `merging` is held.
+/// Merges everything that is staged of a table; gives a number up to which nothing is left. `merging` is held.
 async fn merge_through(holder: &Holder, table: &Arc<Table>) -> Result<u64> {
-    let mut through = 0;
+    // Looked at first: what is known to be staged by now is seen by what is asked next.
+    let mut through = holder.view.lock().seq;
     while let Some(content) = content(holder, table).await? {
         let hi = match content.moved {
             // Its delivery alone; a truncate of the same delivery has the number before.
@@ -138,7 +141,7 @@ async fn merge_through(holder: &Holder, table: &Arc<Table>) -> Result<u64> {
         };
         let moved = content.moved == Some(hi);
         Merge { holder, table, truncate: content.truncate.filter(|&seq| seq <= hi), hi, moved }.run().await?;
-        through = hi;
+        through = through.max(hi);
         if hi == content.last {
             break;
         }

@@ -292,6 +292,7 @@ async fn commit(holder: &Holder, waiting: &mut Waiting, through: Position) -> Re
         }
         view.made.remove(&table.name);
         let due = Instant::now() + holder.settings.merge_interval;
+        let due = view.rested.get(&table.name).map_or(due, |&rested| due.max(rested));
         let due = view.staged.get(&table.name).map_or(due, |known| known.due);
         view.staged.insert(table.name.clone(), Staged { table, seq, due });
     }
