@@ -83,6 +83,13 @@ pub(crate) fn refused(doing: &str, failure: &Failure) -> Error {
                     "set ssl_root_cert to the authority's certificate, and take the host's name as the certificate has it",
                 ))
         }
+        Failure::IO(told) if told.contains("private key") || doing.starts_with("connecting") => {
+            Error::task_broken(SETTINGS, problem("a file of the connection cannot be used"))
+                .with_cause(first_line(told))
+                .with_cure(Cure::advice(
+                    "check that the files of the connection are there, can be read by this user, and are PEM",
+                ))
+        }
         Failure::Request(told) | Failure::IO(told) => {
             unreachable(&problem("the server does not answer"), told)
         }

@@ -33,7 +33,10 @@ impl Settings {
         }
         let address = match &config.server {
             Server::Dsn(dsn) => dsn.clone(),
-            Server::Parts(parts) => from_parts(parts),
+            Server::Parts(parts) => {
+                verify_user(&parts.login)?;
+                from_parts(parts)
+            }
         };
         let (place, path) = place_and_path(&address)?;
         let database = path.split('?').next().filter(|name| !name.is_empty()).map(str::to_owned);
@@ -52,6 +55,17 @@ impl Settings {
     pub(crate) fn stage(&self) -> String {
         format!("{}_stage", self.staging.to_ascii_lowercase())
     }
+}
+
+/// The client reads a user's name as it stands in an address, and escaped characters in it stay escaped.
+fn verify_user(login: &Login) -> Result<()> {
+    let (Login::Password { user, .. } | Login::KeyPair { user, .. }) = login else { return Ok(()) };
+    if user.is_empty() || encoded(user) != *user {
+        return Err(no_address(&format!(
+            "the user is named {user:?}; Databend's client takes letters, digits and -_.~ of ASCII only"
+        )));
+    }
+    Ok(())
 }
 
 fn from_parts(parts: &ServerParts) -> String {

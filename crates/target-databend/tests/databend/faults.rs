@@ -9,7 +9,7 @@ use pgferry_target_databend::{DatabendConfig, DatabendTarget, Server};
 use pgferry_testkit::databend::{DatabendServer, DatabendSettings, Fault, FaultKind};
 
 use crate::making::{
-    Changes, KEPT, ask, at, config, delivery, load, people, place, plan, raw, rows, server, task,
+    Changes, KEPT, ask, at, config, delivery, load, own_server, people, place, plan, raw, rows, task,
 };
 
 /// How a statement fails. The client tries what was not answered again, by itself, three times.
@@ -26,18 +26,6 @@ fn kinds() -> Vec<(&'static str, FaultKind, u32)> {
         ("a conflict", conflict, 1),
         ("the session lost", lost, 1),
     ]
-}
-
-/// A server of its own: faults are of all its sessions.
-fn own_server() -> Result<Option<DatabendServer>> {
-    // Says that it is not installed.
-    if server()?.is_none() {
-        return Ok(None);
-    }
-    match DatabendServer::start(&DatabendSettings::default())? {
-        Ok(server) => Ok(Some(server)),
-        Err(missing) => bail!("it was installed a moment ago: {}", missing.0),
-    }
 }
 
 async fn fault(server: &DatabendServer, fault: Option<Fault>) -> Result<u64> {
@@ -77,7 +65,7 @@ async fn reopened(config: &DatabendConfig, failure: &Error) -> Result<DatabendTa
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_survive_faults_of_every_statement() -> Result<()> {
-    let Some(server) = own_server()? else { return Ok(()) };
+    let Some(server) = own_server(&DatabendSettings::default())? else { return Ok(()) };
     let (config, people) = (quick(config(&server)), people());
     let mut target = DatabendTarget::connect(config.clone())?;
     target.open(&task()).await?;
@@ -136,7 +124,7 @@ async fn deliveries_survive_faults_of_every_statement() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_survive_faults_of_every_statement() -> Result<()> {
-    let Some(server) = own_server()? else { return Ok(()) };
+    let Some(server) = own_server(&DatabendSettings::default())? else { return Ok(()) };
     let (config, people) = (quick(config(&server)), people());
     let mut target = DatabendTarget::connect(config.clone())?;
     target.open(&task()).await?;

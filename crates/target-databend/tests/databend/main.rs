@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod connecting;
 mod contract;
 mod documents;
 mod faults;
 mod making;
 mod merging;
+mod values;

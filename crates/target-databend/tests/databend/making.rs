@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use pgferry_model::{
     Batch, CellFormat, Column, DataType, Delivery, Op, Position, Slice, Table, TableId, TableName,
     TableState, TaskId, TypeKind,
@@ -15,7 +15,7 @@ use pgferry_pipeline::{
     Target, compact, rows_between,
 };
 use pgferry_target_databend::{DatabendConfig, DatabendTarget, Server};
-use pgferry_testkit::databend::DatabendServer;
+use pgferry_testkit::databend::{DatabendServer, DatabendSettings};
 
 /// The server that all tests share; `None`, said on the terminal, where it is not installed.
 pub(crate) fn server() -> Result<Option<DatabendServer>> {
@@ -26,6 +26,17 @@ pub(crate) fn server() -> Result<Option<DatabendServer>> {
             writeln!(std::io::stderr().lock(), "NOT RUN: a test on Databend: {}", missing.0)?;
             Ok(None)
         }
+    }
+}
+
+/// A server of the test's own; `None`, said on the terminal, where none is installed.
+pub(crate) fn own_server(settings: &DatabendSettings) -> Result<Option<DatabendServer>> {
+    if server()?.is_none() {
+        return Ok(None);
+    }
+    match DatabendServer::start(settings)? {
+        Ok(server) => Ok(Some(server)),
+        Err(missing) => bail!("it was installed a moment ago: {}", missing.0),
     }
 }
 
