@@ -23,7 +23,7 @@ use crate::encode::Encoder;
 use crate::error::{CONFLICT, REFUSED, answered, fenced, mistake, of_table, refused, server, table_gone};
 use crate::progress::{Lease, Moved, fence, read_lease};
 use crate::schema::{column_plans, target_name};
-use crate::session::{CONFLICT_WAIT, CONFLICT_WAIT_MAX, Rows, Session, number, written};
+use crate::session::{CONFLICT_WAIT, CONFLICT_WAIT_MAX, Rows, Session, first_number, number};
 use crate::settings::Settings;
 
 /// Sessions that are kept for the next statement.
@@ -278,7 +278,7 @@ impl Holder {
         }
         let _turn = self.commits.lock().await;
         let rows = session.ask(doing, &fence(&self.settings, &self.task, &self.lease, *moved)).await?;
-        if written(&rows) != 1 {
+        if first_number(&rows) != 1 {
             return Err(fenced());
         }
         failpoint::pass(points[0]);

@@ -20,7 +20,7 @@ use crate::mapping::ColumnType;
 use crate::merge;
 use crate::progress;
 use crate::schema::{column_types, copy_name, qualified, quote, raw_name, target_name};
-use crate::session::{Rows, Session};
+use crate::session::{Rows, Session, first_number};
 
 /// The longest wait for the merges of another process.
 const MERGED_WITHIN: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ impl Inspect for DatabendTarget {
         let session = self.settled(table).await?;
         let asked = format!("SELECT count(*) FROM {}", self.shown(table));
         let rows = session.ask("counting rows", &asked).await?;
-        Ok(crate::session::number(rows.first().and_then(|row| row.first())))
+        Ok(first_number(&rows))
     }
 
     async fn rows(
@@ -99,7 +99,7 @@ impl DatabendTarget {
         loop {
             let rows =
                 session.ask("looking at what is staged", &format!("SELECT count(*) FROM {raw}")).await?;
-            match crate::session::number(rows.first().and_then(|row| row.first())) {
+            match first_number(&rows) {
                 0 => return Ok(session),
                 _ if Instant::now() < until => tokio::time::sleep(Duration::from_millis(200)).await,
                 staged => return Err(unmerged(table, staged)),

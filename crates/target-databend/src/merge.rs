@@ -20,7 +20,7 @@ use pgferry_model::{Class, Error, Result, Table, TableName};
 use crate::error::{FENCED, REFUSED, mistake, of_table, row_missing, table_gone};
 use crate::holder::{Commit, Holder, Step};
 use crate::schema::{OP, ORIGIN, SEQ, UNCHANGED, literal, qualified, quote, raw_name, target_name};
-use crate::session::{number, text};
+use crate::session::{first_number, number, text};
 
 /// Between two tries of a merge that failed for a while.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -366,7 +366,7 @@ impl Merge<'_> {
             )
         };
         let rows = self.holder.ask(doing, &asked).await?;
-        match number(rows.first().and_then(|row| row.first())) {
+        match first_number(&rows) {
             0 => Ok(()),
             _ => Err(row_missing(&self.table.name, &self.target())),
         }

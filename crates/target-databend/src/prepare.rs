@@ -20,10 +20,10 @@ use crate::error::{NAME_COLLISION, TABLE_EXISTS, table_exists, table_gone};
 use crate::holder::{Commit, Holder, Staged, Step};
 use crate::progress::{self, Owner};
 use crate::schema::{
-    Found, copy_name, create_raw, create_statements, literal, qualified, raw_name, remake_statements,
+    Found, among, copy_name, create_raw, create_statements, qualified, raw_name, remake_statements,
     stored_type, target_name, verify_existing, verify_names,
 };
-use crate::session::{Session, number, text};
+use crate::session::{Session, first_number, text};
 use crate::settings::Settings;
 
 /// What is at the places of some tables, and what tasks have noted.
@@ -53,13 +53,6 @@ impl Entries {
     pub(crate) async fn read(session: &Session, settings: &Settings, plans: &[TablePlan]) -> Result<Entries> {
         let doing = "looking for the tables";
         let names: Vec<TableName> = plans.iter().map(|plan| target_name(settings, &plan.table)).collect();
-        let list = |part: fn(&TableName) -> &str| {
-            let mut all: Vec<String> = names.iter().map(|name| literal(part(name))).collect();
-            all.sort_unstable();
-            all.dedup();
-            all.join(", ")
-        };
-        let (databases, tables) = (list(|name| &name.schema), list(|name| &name.name));
         let mut entries = Entries { columns: HashMap::new(), views: Vec::new(), owners: Vec::new() };
         if progress::is_made(session, settings).await? {
             entries.owners = progress::owners(session, settings, None).await?;
@@ -67,9 +60,8 @@ impl Entries {
         if plans.is_empty() {
             return Ok(entries);
         }
-        let asked = format!(
-            "SELECT database, name, engine FROM system.tables WHERE database IN ({databases}) AND name IN ({tables})"
-        );
+        let asked =
+            format!("SELECT database, name, engine FROM system.tables WHERE {}", among(&names, "name"));
         for row in session.ask(doing, &asked).await? {
             let name = TableName::new(text(&row, 0), text(&row, 1));
             match text(&row, 2).as_str() {
@@ -78,7 +70,8 @@ impl Entries {
             }
         }
         let asked = format!(
-            "SELECT database, table, name, type FROM system.columns WHERE database IN ({databases}) AND table IN ({tables})"
+            "SELECT database, table, name, type FROM system.columns WHERE {}",
+            among(&names, "table")
         );
         for row in session.ask(doing, &asked).await? {
             let name = TableName::new(text(&row, 0), text(&row, 1));
@@ -247,7 +240,7 @@ async fn note(holder: &Holder, plan: &TablePlan, decision: &Decision, steps: &mu
     let doing = format!("preparing {}", decision.target);
     let rows_before = if decision.keeps_rows {
         let counted = format!("SELECT count(*) FROM {}", qualified(&decision.target));
-        number(holder.ask(&doing, &counted).await?.first().and_then(|row| row.first()))
+        first_number(&holder.ask(&doing, &counted).await?)
     } else {
         0
     };

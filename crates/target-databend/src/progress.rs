@@ -15,7 +15,7 @@ use pgferry_model::{
 
 use crate::error::REFUSED;
 use crate::schema::{literal, quote};
-use crate::session::{Rows, Session, number, text};
+use crate::session::{Rows, Session, first_number, number, text};
 use crate::settings::Settings;
 
 /// The form of what is stored; a newer pgferry may use another one.
@@ -64,7 +64,7 @@ pub(crate) async fn is_made(session: &Session, settings: &Settings) -> Result<bo
         TABLES.map(literal).join(", ")
     );
     let found = session.ask("looking for pgferry's own tables", &asked).await?;
-    Ok(number(found.first().and_then(|row| row.first())) == TABLES.len() as u64)
+    Ok(first_number(&found) == TABLES.len() as u64)
 }
 
 /// Takes the lease: raises the epoch, and stores who holds it.
@@ -140,6 +140,8 @@ pub(crate) async fn read_lease(
 /// What is stored of a task.
 pub(crate) struct Stored {
     pub(crate) progress: Progress,
+    /// Its source tables; without chunks.
+    pub(crate) owners: Vec<Owner>,
     pub(crate) lease: Lease,
     pub(crate) seq: u64,
 }
@@ -179,8 +181,8 @@ pub(crate) async fn read(session: &Session, settings: &Settings, task: &TaskId) 
             ),
         )
         .await?;
-    let mut tables: Vec<TableProgress> =
-        owners(session, settings, Some(task)).await?.into_iter().map(|owner| owner.progress).collect();
+    let owners = owners(session, settings, Some(task)).await?;
+    let mut tables: Vec<TableProgress> = owners.iter().map(|owner| owner.progress.clone()).collect();
     for chunk in &chunks {
         let of = TableName::new(text(chunk, 0), text(chunk, 1));
         if let Some(known) = tables.iter_mut().find(|known| known.name == of) {
@@ -188,7 +190,7 @@ pub(crate) async fn read(session: &Session, settings: &Settings, task: &TaskId) 
         }
     }
     let progress = Progress { epoch: lease.epoch, position, source, tables };
-    Ok(Some(Stored { progress, lease, seq: number(row.get(4)) }))
+    Ok(Some(Stored { progress, owners, lease, seq: number(row.get(4)) }))
 }
 
 fn parse(text: &str) -> Result<Position> {

@@ -48,6 +48,18 @@ pub(crate) fn qualified(name: &TableName) -> String {
     format!("{}.{}", quote(&name.schema), quote(&name.name))
 }
 
+/// The condition that a row of `system.tables` or `system.columns` may be of one of those tables; `column` holds a table's name. A row of
+/// another database's table of one of the names meets it, too.
+pub(crate) fn among(names: &[TableName], column: &str) -> String {
+    let list = |part: fn(&TableName) -> &str| {
+        let mut all: Vec<String> = names.iter().map(|name| literal(part(name))).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.join(", ")
+    };
+    format!("database IN ({}) AND {column} IN ({})", list(|name| &name.schema), list(|name| &name.name))
+}
+
 /// A table's database and name in Databend.
 pub(crate) fn target_name(settings: &Settings, table: &Table) -> TableName {
     match &settings.database {

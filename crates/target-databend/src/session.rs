@@ -90,8 +90,8 @@ impl Session {
     }
 }
 
-/// The number that a statement which writes has answered with: how many rows it has written.
-pub(crate) fn written(rows: &Rows) -> u64 {
+/// The first number of an answer: a count, or how many rows a statement has written.
+pub(crate) fn first_number(rows: &Rows) -> u64 {
     number(rows.first().and_then(|row| row.first()))
 }
 

@@ -95,12 +95,11 @@ impl DatabendTarget {
         if stored.lease.holder != mine {
             return Err(fenced());
         }
-        let owners = progress::owners(&session, settings, Some(task)).await?;
         let holder = Holder::new(settings, task, stored.lease, session, stored.progress.position, stored.seq);
         let unfinished = |owner: &&Owner| {
             owner.rows_before > 0 && matches!(owner.progress.state, TableState::Waiting | TableState::Copying)
         };
-        let appending = owners.iter().filter(unfinished).map(|owner| owner.source().clone());
+        let appending = stored.owners.iter().filter(unfinished).map(|owner| owner.source().clone());
         holder.view.lock().appending.extend(appending);
         if let Some(old) = self.holder().filter(|old| old.task == *task) {
             holder.succeed(&old);

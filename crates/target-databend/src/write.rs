@@ -19,8 +19,8 @@ use crate::encode::{Encoder, FileWriter, ParquetFile, RawOp, RawRows};
 use crate::error::{REFUSED, mistake, slices_lost, table_gone};
 use crate::holder::{Commit, Holder, Staged, Step};
 use crate::progress::{self, Moved};
-use crate::schema::{copy_name, literal, qualified, quote, raw_name, target_name};
-use crate::session::{number, text};
+use crate::schema::{among, copy_name, literal, qualified, quote, raw_name, target_name};
+use crate::session::{first_number, text};
 
 /// Files of one table that wait in the stage.
 #[derive(Default)]
@@ -68,8 +68,7 @@ fn quoted_columns(table: &Table) -> Vec<String> {
 pub(crate) async fn load(holder: &Holder, mut chunk: ChunkRows) -> Result<u64> {
     let table = Arc::clone(&chunk.chunk.table);
     let doing = format!("loading {}", table.name);
-    let done = progress::chunk_done(&holder.settings, &holder.task, &table.name, chunk.chunk.number);
-    let done = number(holder.ask(&doing, &done).await?.first().and_then(|row| row.first())) > 0;
+    let done = is_done(holder, &chunk, &doing).await?;
     let files = stage_chunk(holder, &mut chunk, done).await?;
     if done {
         return Ok(files.rows);
@@ -94,8 +93,7 @@ pub(crate) async fn load_tables(holder: &Holder, tables: Vec<(ChunkRows, TableSt
     let mut states: Vec<(TableState, Vec<Arc<Table>>)> = Vec::new();
     for (mut chunk, state) in tables {
         let table = Arc::clone(&chunk.chunk.table);
-        let done = progress::chunk_done(&holder.settings, &holder.task, &table.name, chunk.chunk.number);
-        let done = number(holder.ask(&doing, &done).await?.first().and_then(|row| row.first())) > 0;
+        let done = is_done(holder, &chunk, &doing).await?;
         let files = stage_chunk(holder, &mut chunk, done).await?;
         steps.extend(copy_of_chunk(holder, &table, &files));
         loaded.push(files.rows);
@@ -113,6 +111,13 @@ pub(crate) async fn load_tables(holder: &Holder, tables: Vec<(ChunkRows, TableSt
         note_states(holder, tables, state);
     }
     Ok(loaded)
+}
+
+/// Whether a chunk is recorded as loaded.
+async fn is_done(holder: &Holder, chunk: &ChunkRows, doing: &str) -> Result<bool> {
+    let chunk = &chunk.chunk;
+    let asked = progress::chunk_done(&holder.settings, &holder.task, &chunk.table.name, chunk.number);
+    Ok(first_number(&holder.ask(doing, &asked).await?) > 0)
 }
 
 /// Puts a chunk's rows into files in the stage, or drains them where the chunk is done.
@@ -322,17 +327,7 @@ async fn verify_there(holder: &Holder, tables: &[(Arc<Table>, Files)]) -> Result
     }
     let targets: Vec<TableName> =
         tables.iter().map(|(table, _)| target_name(&holder.settings, table)).collect();
-    let list = |part: fn(&TableName) -> &str| {
-        let mut names: Vec<String> = targets.iter().map(|name| literal(part(name))).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.join(", ")
-    };
-    let asked = format!(
-        "SELECT database, name FROM system.tables WHERE database IN ({}) AND name IN ({})",
-        list(|name| &name.schema),
-        list(|name| &name.name)
-    );
+    let asked = format!("SELECT database, name FROM system.tables WHERE {}", among(&targets, "name"));
     let rows = holder.ask("looking for the tables", &asked).await?;
     let there: Vec<TableName> = rows.iter().map(|row| TableName::new(text(row, 0), text(row, 1))).collect();
     match targets.iter().zip(tables).find(|(target, _)| !there.contains(target)) {
