@@ -27,7 +27,7 @@ use pgferry_model::{Batch, Error, Result, Table, TableName, TaskId};
 use crate::config::Misfit;
 use crate::error::{REFUSED, mistake, unfit};
 use crate::mapping::ColumnType;
-use crate::schema::{LSN, OP, ORIGIN, SEQ, UNCHANGED};
+use crate::schema::{COMMITTED_AT, LSN, OLD_KEY, OP, ORIGIN, SEQ, UNCHANGED};
 
 /// A file is closed when it has so many bytes; the rest of a batch may exceed it.
 const FILE_BYTES_MAX: usize = 32 << 20;
@@ -54,6 +54,7 @@ pub(crate) struct Encoder {
     columns: Vec<ColumnPlan>,
     schema: SchemaRef,
     raw_schema: SchemaRef,
+    history_schema: SchemaRef,
 }
 
 /// A row of the raw table is one of these.
@@ -92,8 +93,12 @@ impl Encoder {
         raw.push(Field::new(OP, ArrowType::Utf8, false));
         raw.push(Field::new(SEQ, ArrowType::UInt64, false));
         raw.push(Field::new(LSN, ArrowType::Utf8, false));
-        let name = Arc::new(Field::new("item", ArrowType::Utf8, true));
-        raw.push(Field::new(UNCHANGED, ArrowType::List(name), true));
+        let mut history = raw.clone();
+        let names = ArrowType::List(Arc::new(Field::new("item", ArrowType::Utf8, true)));
+        raw.push(Field::new(UNCHANGED, names.clone(), true));
+        history.push(Encoding::TimestampTz.field(COMMITTED_AT));
+        history.push(Field::new(UNCHANGED, names.clone(), true));
+        history.push(Field::new(OLD_KEY, names, true));
         for (number, &at) in table.key.iter().enumerate() {
             raw.push(field(at).with_name(format!("{ORIGIN}{number}")));
         }
@@ -103,6 +108,7 @@ impl Encoder {
             columns,
             schema: Arc::new(Schema::new(fields)),
             raw_schema: Arc::new(Schema::new(raw)),
+            history_schema: Arc::new(Schema::new(history)),
         }
     }
 
@@ -116,6 +122,10 @@ impl Encoder {
 
     pub(crate) fn raw_schema(&self) -> &SchemaRef {
         &self.raw_schema
+    }
+
+    pub(crate) fn history_schema(&self) -> &SchemaRef {
+        &self.history_schema
     }
 
     /// All columns of the tuples.
@@ -195,9 +205,12 @@ impl Encoder {
     }
 
     /// A column of the tuples, NULL where there is none.
-    fn scattered(&self, batch: &Batch, places: &[Option<u32>], column: usize) -> Result<ArrayRef> {
+    pub(crate) fn scattered(&self, batch: &Batch, places: &[Option<u32>], column: usize) -> Result<ArrayRef> {
         let there: Vec<u32> = places.iter().flatten().copied().collect();
         let values = self.column(batch, &there, column)?;
+        if there.len() == places.len() {
+            return Ok(values);
+        }
         let mut next = 0;
         let indices: UInt32Array = places
             .iter()
@@ -211,7 +224,7 @@ impl Encoder {
         take(&values, &indices, None).map_err(|failure| self.broken(failure))
     }
 
-    fn batch(&self, schema: &SchemaRef, arrays: Vec<ArrayRef>) -> Result<RecordBatch> {
+    pub(crate) fn batch(&self, schema: &SchemaRef, arrays: Vec<ArrayRef>) -> Result<RecordBatch> {
         RecordBatch::try_new(Arc::clone(schema), arrays).map_err(|failure| self.broken(failure))
     }
 

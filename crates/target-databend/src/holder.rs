@@ -16,11 +16,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pgferry_model::{Class, Error, Position, Result, Table, TableName, TaskId};
-use pgferry_pipeline::failpoint;
+use pgferry_pipeline::{DeletePolicy, failpoint};
 use tokio::sync::Notify;
 
 use crate::encode::Encoder;
 use crate::error::{CONFLICT, REFUSED, answered, fenced, mistake, of_table, refused, server, table_gone};
+use crate::history::Copying;
 use crate::progress::{Lease, Moved, fence, read_lease};
 use crate::schema::{column_plans, target_name};
 use crate::session::{CONFLICT_WAIT, CONFLICT_WAIT_MAX, Rows, Session, first_number, number};
@@ -104,6 +105,10 @@ pub(crate) struct View {
     pub(crate) failed: HashMap<TableName, Error>,
     /// Tables whose copy goes beside rows from before the task.
     pub(crate) appending: HashSet<TableName>,
+    /// Unfinished copies into histories.
+    pub(crate) copying: HashMap<TableName, Copying>,
+    /// Whether deletes and truncates of a table are carried.
+    pub(crate) deletes: HashMap<TableName, DeletePolicy>,
     /// Tables that were made just now, and are empty.
     pub(crate) made: HashSet<TableName>,
     /// Tables to be put into the order of their keys before their first merge.
@@ -147,6 +152,8 @@ impl Holder {
                 rested: HashMap::new(),
                 failed: HashMap::new(),
                 appending: HashSet::new(),
+                copying: HashMap::new(),
+                deletes: HashMap::new(),
                 made: HashSet::new(),
                 unordered: HashMap::new(),
             }),
@@ -168,6 +175,7 @@ impl Holder {
         view.rested = std::mem::take(&mut old.rested);
         view.failed = std::mem::take(&mut old.failed);
         view.unordered = std::mem::take(&mut old.unordered);
+        view.deletes = std::mem::take(&mut old.deletes);
     }
 
     /// Merges nothing any more.
@@ -211,10 +219,11 @@ impl Holder {
         }
     }
 
-    /// Where a new file goes: the folder in the stage, and its name, which is used once.
+    /// Where a new file goes: the folder in the stage, and its name, which is used once. A table remembers for a day which names it has
+    /// loaded, also where pgferry's own tables were dropped and epochs begin anew.
     fn file_name(&self) -> (String, String) {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
-        (self.folder(), format!("{}-{number}.parquet", self.lease.epoch))
+        (self.folder(), format!("{}-{number}.parquet", self.lease.holder))
     }
 
     /// The task's folder in the stage.

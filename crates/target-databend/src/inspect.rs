@@ -1,6 +1,6 @@
 //! The read side: rows as PostgreSQL's own text, so that both sides can be compared byte by byte.
 //!
-//! What is staged is merged first where this process holds the task; another process's merges are waited for.
+//! Of a history, the rows as they are now. What is staged is merged first where this process holds the task; another process's merges are waited for.
 //!
 //! Limits: ordered output is sorted in memory; floats are written as PostgreSQL 12 and later write them.
 
@@ -19,6 +19,7 @@ use crate::error::{REFUSED, UNMERGED};
 use crate::mapping::ColumnType;
 use crate::merge;
 use crate::progress;
+use crate::replay;
 use crate::schema::{column_types, copy_name, qualified, quote, raw_name, target_name};
 use crate::session::{Rows, Session, first_number};
 
@@ -29,6 +30,9 @@ const MERGED_WITHIN: Duration = Duration::from_secs(30);
 impl Inspect for DatabendTarget {
     async fn count(&self, table: &Table) -> Result<u64> {
         let session = self.settled(table).await?;
+        if self.settings.keeps_history() {
+            return replay::count(&session, &self.settings, table).await;
+        }
         let asked = format!("SELECT count(*) FROM {}", self.shown(table));
         let rows = session.ask("counting rows", &asked).await?;
         Ok(first_number(&rows))
@@ -41,23 +45,11 @@ impl Inspect for DatabendTarget {
         each: &mut (dyn FnMut(TextRow) -> Result<()> + Send),
     ) -> Result<()> {
         let session = self.settled(table).await?;
-        let types = column_types(&self.settings, table);
-        let columns: Vec<String> = table
-            .columns
-            .iter()
-            .zip(&types)
-            .map(|(column, kind)| as_text(&quote(&column.name), kind))
-            .collect();
-        let asked = format!("SELECT {} FROM {}", columns.join(", "), self.shown(table));
-        let rows: Rows = session.ask("reading rows", &asked).await?;
-        let mut shown = Vec::with_capacity(rows.len());
-        for row in rows {
-            let cells = row.into_iter().zip(&types).map(|(cell, kind)| match cell {
-                Some(cell) => postgres_text(&cell, kind, &kind.encoding).map(Some),
-                None => Ok(None),
-            });
-            shown.push(cells.collect::<Result<TextRow>>()?);
-        }
+        let mut shown = if self.settings.keeps_history() {
+            replay::rows(&session, &self.settings, table).await?
+        } else {
+            self.held_rows(&session, table).await?
+        };
         let order: Vec<usize> =
             if table.key.is_empty() { (0..table.columns.len()).collect() } else { table.key.clone() };
         sort(&mut shown, &order);
@@ -78,8 +70,21 @@ impl DatabendTarget {
         format!("(SELECT * FROM {target} UNION ALL SELECT * FROM {copy})")
     }
 
+    async fn held_rows(&self, session: &Session, table: &Table) -> Result<Vec<TextRow>> {
+        let types = column_types(&self.settings, table);
+        let columns = table.columns.iter().zip(&types);
+        let columns: Vec<String> =
+            columns.map(|(column, kind)| as_text(&quote(&column.name), kind)).collect();
+        let asked = format!("SELECT {} FROM {}", columns.join(", "), self.shown(table));
+        let rows: Rows = session.ask("reading rows", &asked).await?;
+        rows.into_iter().map(|row| text_row(row, &types)).collect()
+    }
+
     /// A session, when everything that is staged is merged.
     async fn settled(&self, table: &Table) -> Result<Session> {
+        if self.settings.keeps_history() {
+            return Session::connect(&self.settings).await;
+        }
         if let Some(holder) = self.holder() {
             merge::flush(&holder, table).await?;
             return Session::connect(&self.settings).await;
@@ -114,8 +119,17 @@ fn unmerged(table: &Table, staged: u64) -> Error {
         .with_cure(Cure::advice("start the task, let it catch up, stop it; then look again"))
 }
 
+/// A row of [`as_text`]'s texts as PostgreSQL's.
+pub(crate) fn text_row(row: Vec<Option<String>>, types: &[ColumnType]) -> Result<TextRow> {
+    let cells = row.into_iter().zip(types).map(|(cell, kind)| match cell {
+        Some(cell) => postgres_text(&cell, kind, &kind.encoding).map(Some),
+        None => Ok(None),
+    });
+    cells.collect()
+}
+
 /// The statement's expression that gives a column as a text that says all of it.
-fn as_text(column: &str, kind: &ColumnType) -> String {
+pub(crate) fn as_text(column: &str, kind: &ColumnType) -> String {
     match &kind.encoding {
         // Within a list: by itself a document that is a text loses its quotes, and one that is null becomes NULL.
         Encoding::JsonbText if kind.is_variant() => {

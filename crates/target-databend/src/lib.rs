@@ -6,19 +6,24 @@
 //!   merge   raw table, the last row per key ─> MERGE INTO table, DELETE FROM raw ─> COMMIT     every sync_interval
 //! ```
 //!
-//! Files, as in every target: `config`, `mapping`, `schema`, `encode`, `write`, `progress`, `inspect`, `check`, `error`; and `merge`.
+//! A task that keeps every change (`mode = "history"`) has no raw tables and no merges: `apply` appends to the tables themselves.
+//!
+//! Files, as in every target: `config`, `mapping`, `schema`, `encode`, `write`, `progress`, `inspect`, `check`, `error`; and `merge`; for
+//! histories `history` and, to read them, `replay`.
 
 mod check;
 mod config;
 mod document;
 mod encode;
 pub mod error;
+mod history;
 mod holder;
 mod inspect;
 mod mapping;
 mod merge;
 mod prepare;
 mod progress;
+mod replay;
 mod schema;
 mod session;
 mod settings;

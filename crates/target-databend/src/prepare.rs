@@ -20,8 +20,8 @@ use crate::error::{NAME_COLLISION, TABLE_EXISTS, table_exists, table_gone};
 use crate::holder::{Commit, Holder, Staged, Step};
 use crate::progress::{self, Owner};
 use crate::schema::{
-    Found, among, copy_name, create_raw, create_statements, qualified, raw_name, remake_statements,
-    stored_type, target_name, verify_existing, verify_names,
+    Found, SEQ, among, copy_name, create_raw, create_statements, qualified, quote, raw_name,
+    remake_statements, stored_type, target_name, verify_existing, verify_names,
 };
 use crate::session::{Session, first_number, text};
 use crate::settings::Settings;
@@ -191,6 +191,7 @@ impl Entries {
             task: task.clone(),
             target: decision.target.clone(),
             rows_before: u64::from(decision.keeps_rows),
+            copying: None,
             progress: pgferry_model::TableProgress {
                 name: plan.table.name.clone(),
                 state: TableState::Waiting,
@@ -238,7 +239,10 @@ async fn note(holder: &Holder, plan: &TablePlan, decision: &Decision, steps: &mu
         steps.push(Step::new(progress::forget_chunks(settings, owner, std::iter::once(table))));
     }
     let doing = format!("preparing {}", decision.target);
-    let rows_before = if decision.keeps_rows {
+    let rows_before = if decision.keeps_rows && settings.keeps_history() {
+        continue_numbers(holder, &doing, &decision.target).await?;
+        0
+    } else if decision.keeps_rows {
         let counted = format!("SELECT count(*) FROM {}", qualified(&decision.target));
         first_number(&holder.ask(&doing, &counted).await?)
     } else {
@@ -255,18 +259,30 @@ async fn note(holder: &Holder, plan: &TablePlan, decision: &Decision, steps: &mu
     Ok(())
 }
 
+/// What is appended to a history has greater numbers than what is there.
+async fn continue_numbers(holder: &Holder, doing: &str, target: &TableName) -> Result<()> {
+    let asked = format!("SELECT coalesce(max({}), 0) FROM {}", quote(SEQ), qualified(target));
+    let last = first_number(&holder.ask(doing, &asked).await?);
+    let mut view = holder.view.lock();
+    view.seq = view.seq.max(last);
+    Ok(())
+}
+
 async fn make(holder: &Holder, plan: &TablePlan, decision: &Decision) -> Result<()> {
     let (settings, task, source) = (&*holder.settings, &holder.task, &plan.table.name);
     let doing = format!("preparing {}", decision.target);
     let raw = raw_name(settings, task, source);
     let made = !decision.statements.is_empty();
     let mut statements = decision.statements.clone();
-    if made || decision.note {
+    let history = settings.keeps_history();
+    if (made || decision.note) && !history {
         // What an earlier task of this name has left may have other columns.
         statements.push(format!("DROP TABLE IF EXISTS {}", qualified(&raw)));
     }
-    statements.push(create_raw(settings, &raw, &plan.table));
-    if decision.keeps_rows {
+    if !history {
+        statements.push(create_raw(settings, &raw, &plan.table));
+    }
+    if decision.keeps_rows && !history {
         let (copy, target) = (copy_name(settings, task, source), qualified(&decision.target));
         statements.push(format!("CREATE TRANSIENT TABLE IF NOT EXISTS {} LIKE {target}", qualified(&copy)));
     }
@@ -279,7 +295,8 @@ async fn make(holder: &Holder, plan: &TablePlan, decision: &Decision) -> Result<
     }
     let table = Arc::clone(&plan.table);
     let mut view = holder.view.lock();
-    if !made && !decision.note && !view.staged.contains_key(source) {
+    view.deletes.insert(source.clone(), plan.deletes);
+    if !made && !decision.note && !history && !view.staged.contains_key(source) {
         // A process before this one may have left staged rows.
         let seq = view.seq;
         view.staged.insert(source.clone(), Staged { table, seq, due: Instant::now() });

@@ -14,6 +14,7 @@ use pgferry_model::{
 };
 
 use crate::error::REFUSED;
+use crate::history::Copying;
 use crate::schema::{literal, quote};
 use crate::session::{Rows, Session, first_number, number, text};
 use crate::settings::Settings;
@@ -40,7 +41,7 @@ pub(crate) fn create_statements(settings: &Settings) -> Vec<String> {
         format!(
             "CREATE TRANSIENT TABLE IF NOT EXISTS {} (task_name STRING NOT NULL, source_schema STRING NOT NULL, \
              source_table STRING NOT NULL, target_database STRING NOT NULL, target_table STRING NOT NULL, rows_before UINT64 NOT NULL, \
-             state STRING NOT NULL, cut STRING NULL, code STRING NULL, problem STRING NULL)",
+             state STRING NOT NULL, cut STRING NULL, copy_seq UINT64 NULL, copy_began INT64 NULL, code STRING NULL, problem STRING NULL)",
             own("table_state")
         ),
         format!(
@@ -209,6 +210,8 @@ pub(crate) struct Owner {
     pub(crate) target: TableName,
     /// Rows that the table held before the task.
     pub(crate) rows_before: u64,
+    /// Of a history: a copy that is not whole.
+    pub(crate) copying: Option<Copying>,
     /// Its state; without chunks.
     pub(crate) progress: TableProgress,
 }
@@ -236,7 +239,7 @@ pub(crate) async fn owners(
 ) -> Result<Vec<Owner>> {
     let only = task.map_or_else(String::new, |task| format!(" WHERE task_name = {}", literal(task.as_str())));
     let asked = format!(
-        "SELECT task_name, source_schema, source_table, target_database, target_table, rows_before, state, cut, code, problem FROM {}{only}",
+        "SELECT task_name, source_schema, source_table, target_database, target_table, rows_before, state, cut, code, problem, copy_seq, copy_began FROM {}{only}",
         own(settings, "table_state")
     );
     let rows: Rows = session.ask("reading the tables' state", &asked).await?;
@@ -247,6 +250,7 @@ pub(crate) async fn owners(
                 task: TaskId::new(text(row, 0)),
                 target: TableName::new(text(row, 3), text(row, 4)),
                 rows_before: number(row.get(5)),
+                copying: copying(row, cut),
                 progress: TableProgress {
                     name: TableName::new(text(row, 1), text(row, 2)),
                     state: state_of(&text(row, 6), text(row, 8), text(row, 9)),
@@ -268,6 +272,19 @@ fn state_of(word: &str, code: String, problem: String) -> TableState {
         "broken" => TableState::Broken { code, problem },
         _ => TableState::Waiting,
     }
+}
+
+/// Whether the copy of a table in that state is whole.
+pub(crate) fn copy_is_whole(state: &TableState) -> bool {
+    matches!(state, TableState::Copied | TableState::CatchingUp | TableState::Live)
+}
+
+/// A row's unfinished copy into a history.
+fn copying(row: &[Option<String>], cut: Option<Position>) -> Option<Copying> {
+    let known = |at: usize| row.get(at).and_then(Option::as_deref);
+    let (seq, began_us) = (known(10)?.parse().ok()?, known(11)?.parse().ok()?);
+    // A forgotten copy has no cut; its rows are still there.
+    Some(Copying { seq, cut: cut.unwrap_or(Position::ZERO), began_us })
 }
 
 /// The condition that a row is one of those tables' of a task.
@@ -310,21 +327,37 @@ pub(crate) fn drop_table(settings: &Settings, task: &TaskId, source: &TableName)
     format!("DELETE FROM {} WHERE {of}", own(settings, "table_state"))
 }
 
-/// Stores the state of tables that are noted; a cut where there is a new one.
+/// A copy that begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    pub(crate) cut: Position,
+    /// Of a history: what its rows share.
+    pub(crate) copying: Option<Copying>,
+}
+
+/// Stores the state of tables that are noted, and what begins.
 pub(crate) fn set_states<'a>(
     settings: &Settings,
     task: &TaskId,
     tables: impl Iterator<Item = &'a TableName>,
     state: &TableState,
-    cut: Option<Position>,
+    begun: Option<Begun>,
 ) -> String {
     let (code, problem) = match state {
         TableState::Broken { code, problem } => (literal(code), literal(problem)),
         _ => ("NULL".to_owned(), "NULL".to_owned()),
     };
-    let cut = cut.map_or_else(String::new, |cut| format!(", cut = {}", literal(&cut.to_string())));
+    let (seq, began) = match begun.and_then(|begun| begun.copying) {
+        Some(copying) => (copying.seq.to_string(), copying.began_us.to_string()),
+        None => ("NULL".to_owned(), "NULL".to_owned()),
+    };
+    let mut more =
+        begun.map_or_else(String::new, |begun| format!(", cut = {}", literal(&begun.cut.to_string())));
+    if begun.is_some() || copy_is_whole(state) {
+        more.push_str(&format!(", copy_seq = {seq}, copy_began = {began}"));
+    }
     format!(
-        "UPDATE {} SET state = {}, code = {code}, problem = {problem}{cut} WHERE {}",
+        "UPDATE {} SET state = {}, code = {code}, problem = {problem}{more} WHERE {}",
         own(settings, "table_state"),
         literal(state.word()),
         of_tables(task, tables)

@@ -21,12 +21,28 @@ use crate::settings::Settings;
 pub(crate) const OP: &str = "_pgferry_op";
 /// The order of a raw table's rows: one number per delivery or slice.
 pub(crate) const SEQ: &str = "_pgferry_seq";
-/// The position of the delivery that a raw table's row came with.
+/// The position of the delivery that a raw table's row came with; in a history where its transaction's commit record begins, or the copy's cut.
 pub(crate) const LSN: &str = "_pgferry_lsn";
 /// Names of the columns whose values the source did not send.
 pub(crate) const UNCHANGED: &str = "_pgferry_unchanged";
+/// When the source committed a history's row.
+pub(crate) const COMMITTED_AT: &str = "_pgferry_committed_at";
+/// The texts of the old key's columns, where a history's row has another key than before.
+pub(crate) const OLD_KEY: &str = "_pgferry_old_key";
 /// With a number: a column of the key under which the target holds the unchanged values, where the row's key has changed.
 pub(crate) const ORIGIN: &str = "_pgferry_origin_";
+
+/// Columns that a history has besides those of its table: name, type, and the type as the server names it.
+const HISTORY_COLUMNS: [(&str, &str, &str); 6] = [
+    (OP, "STRING", "String"),
+    (SEQ, "UINT64", "UInt64"),
+    (LSN, "STRING", "String"),
+    (COMMITTED_AT, "TIMESTAMP", "Timestamp"),
+    (UNCHANGED, "ARRAY(STRING NULL)", "Array(Nullable(String))"),
+    (OLD_KEY, "ARRAY(STRING NULL)", "Array(Nullable(String))"),
+];
+/// Those that every row has.
+const HISTORY_NOT_NULL: [&str; 3] = [OP, SEQ, LSN];
 
 /// Estimated rows from which on a table is kept in the order of its key, in smaller blocks.
 const CLUSTERED_FROM_ROWS: u64 = 1_000_000;
@@ -119,18 +135,25 @@ pub(crate) fn is_clustered(table: &Table) -> bool {
 /// The statements that make a table.
 pub(crate) fn create_statements(settings: &Settings, name: &TableName, table: &Table) -> Vec<String> {
     let types = column_types(settings, table);
-    let columns: Vec<String> = table
+    let history = settings.keeps_history();
+    let mut columns: Vec<String> = table
         .columns
         .iter()
         .zip(&types)
         .enumerate()
         .map(|(at, (column, kind))| {
-            let null = if table.key.contains(&at) { "NOT NULL" } else { "NULL" };
+            let null = if table.key.contains(&at) && !history { "NOT NULL" } else { "NULL" };
             format!("{} {} {null}", quote(&column.name), kind.name)
         })
         .collect();
+    if history {
+        columns.extend(HISTORY_COLUMNS.iter().map(|(name, kind, _)| {
+            let null = if HISTORY_NOT_NULL.contains(name) { "NOT NULL" } else { "NULL" };
+            format!("{} {kind} {null}", quote(name))
+        }));
+    }
     let mut create = format!("CREATE TABLE {} ({})", qualified(name), columns.join(", "));
-    if is_clustered(table) {
+    if is_clustered(table) && !history {
         let key: Vec<String> = table.key_columns().map(|column| quote(&column.name)).collect();
         let _written =
             write!(create, " CLUSTER BY ({}) ROW_PER_BLOCK={CLUSTERED_BLOCK_ROWS}", key.join(", "));
@@ -166,13 +189,16 @@ pub(crate) fn stored_type(text: &str) -> String {
 }
 
 /// The statements that make a table of the task anew before its copy: it is gone or has other columns. None where it is as it has to
-/// be. What the user made (`truncate`, `append`) is never dropped.
+/// be. What the user made (`truncate`, `append`) is never dropped; a history neither: new columns are added to it.
 pub(crate) fn remake_statements(
     settings: &Settings,
     name: &TableName,
     plan: &TablePlan,
     found: Option<&[Found]>,
 ) -> Vec<String> {
+    if let Some(found) = found.filter(|_| settings.keeps_history()) {
+        return widen_statements(settings, name, &plan.table, found);
+    }
     let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
     let old = match found {
         Some(found) if users || verify_existing(settings, name, &plan.table, found).is_ok() => {
@@ -182,6 +208,26 @@ pub(crate) fn remake_statements(
         None => None,
     };
     old.into_iter().chain(create_statements(settings, name, &plan.table)).collect()
+}
+
+/// The statements that add the columns that a history lacks; none where it lacks no column, or differs in more than that.
+fn widen_statements(settings: &Settings, name: &TableName, table: &Table, found: &[Found]) -> Vec<String> {
+    let lacking: Vec<(String, ColumnType)> = table
+        .columns
+        .iter()
+        .zip(column_types(settings, table))
+        .filter(|(column, _)| !found.iter().any(|(other, _)| **other == *column.name))
+        .map(|(column, kind)| (column.name.to_string(), kind))
+        .collect();
+    let mut widened = found.to_vec();
+    widened.extend(lacking.iter().map(|(column, kind)| (column.clone(), kind.stored.clone())));
+    if verify_existing(settings, name, table, &widened).is_err() {
+        return Vec::new();
+    }
+    let add = |(column, kind): &(String, ColumnType)| {
+        format!("ALTER TABLE {} ADD COLUMN {} {} NULL", qualified(name), quote(column), kind.name)
+    };
+    lacking.iter().map(add).collect()
 }
 
 /// Refuses a table whose names Databend, or pgferry in it, would take for something else.
@@ -218,21 +264,31 @@ pub(crate) fn verify_existing(
     let mut cure =
         Cure::advice("change the table as the statements say, or set if_target_exists = \"replace\"");
     let mut wrong = Vec::new();
-    for (column, kind) in table.columns.iter().zip(column_types(settings, table)) {
-        let (place, quoted) = (qualified(name), quote(&column.name));
-        match found.iter().find(|(other, _)| **other == *column.name) {
+    let history = settings.keeps_history();
+    let types = column_types(settings, table);
+    let columns = table.columns.iter().zip(&types);
+    let mut wanted: Vec<(&str, &str, &str)> =
+        columns.map(|(column, kind)| (&*column.name, kind.name.as_str(), kind.stored.as_str())).collect();
+    if history {
+        wanted.extend(HISTORY_COLUMNS);
+    }
+    for &(column, kind, wanted) in &wanted {
+        let (place, quoted) = (qualified(name), quote(column));
+        match found.iter().find(|(other, _)| **other == *column) {
             None => {
-                wrong.push(format!("{} is missing", column.name));
-                cure = cure.sql(format!("ALTER TABLE {place} ADD COLUMN {quoted} {} NULL", kind.name));
+                wrong.push(format!("{column} is missing"));
+                cure = cure.sql(format!("ALTER TABLE {place} ADD COLUMN {quoted} {kind} NULL"));
             }
-            Some((_, stored)) if *stored != kind.stored => {
-                wrong.push(format!("{} is {stored}, not {}", column.name, kind.stored));
-                cure = cure.sql(format!("ALTER TABLE {place} MODIFY COLUMN {quoted} {} NULL", kind.name));
+            Some((_, stored)) if stored != wanted => {
+                wrong.push(format!("{column} is {stored}, not {wanted}"));
+                cure = cure.sql(format!("ALTER TABLE {place} MODIFY COLUMN {quoted} {kind} NULL"));
             }
             Some(_) => {}
         }
     }
-    let extra = found.iter().filter(|(other, _)| !table.columns.iter().any(|column| *column.name == **other));
+    // A history keeps columns that the source has no more.
+    let extra =
+        found.iter().filter(|(other, _)| !history && !wanted.iter().any(|(column, ..)| column == other));
     for (other, _) in extra {
         wrong.push(format!("{other} is not in the source"));
         cure = cure.sql(format!("ALTER TABLE {} DROP COLUMN {}", qualified(name), quote(other)));
@@ -242,6 +298,12 @@ pub(crate) fn verify_existing(
     }
     let problem = format!("{name} in Databend has other columns: {}", wrong.join(", "));
     Err(Error::table_broken(SCHEMA_INCOMPATIBLE, table.name.clone(), problem)
-        .with_cause("rows are written only where names and types are those of the source's table")
+        .with_cause(match (history, found.iter().any(|(other, _)| other == OP)) {
+            (true, false) => "it holds each row as it is (mode = \"latest\"); a history is another table",
+            (false, true) => {
+                "it holds every change (mode = \"history\"); rows as they are go to another table"
+            }
+            _ => "rows are written only where names and types are those of the source's table",
+        })
         .with_cure(cure.run_as("you, in Databend")))
 }

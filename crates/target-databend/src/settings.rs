@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgferry_model::{Result, TableName};
 
-use crate::config::{ColumnChoice, DatabendConfig, Login, Server, ServerParts, Upload};
+use crate::config::{ColumnChoice, DatabendConfig, Login, Mode, Server, ServerParts, Upload};
 use crate::error::no_address;
 
 /// The settings of one target.
@@ -17,6 +17,7 @@ pub(crate) struct Settings {
     pub(crate) place: String,
     pub(crate) database: Option<String>,
     pub(crate) staging: String,
+    pub(crate) mode: Mode,
     pub(crate) merge_interval: Duration,
     pub(crate) loads_max: usize,
     pub(crate) columns: HashMap<(TableName, String), ColumnChoice>,
@@ -45,10 +46,16 @@ impl Settings {
             place,
             database: config.database.or(database),
             staging: config.staging,
+            mode: config.mode,
             merge_interval: config.merge_interval,
             loads_max: config.loads_max.max(1),
             columns: config.columns,
         })
+    }
+
+    /// Whether tables hold every change instead of each row as it is.
+    pub(crate) fn keeps_history(&self) -> bool {
+        self.mode == Mode::History
     }
 
     /// The stage that files go to. Stages belong to the whole server, not to a database.

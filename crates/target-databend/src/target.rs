@@ -16,15 +16,16 @@ use pgferry_pipeline::{
     Target, Wants,
 };
 
-use crate::config::{DatabendConfig, Mode};
-use crate::error::{APPEND_INTERRUPTED, fenced, no_address, table_exists};
+use crate::config::DatabendConfig;
+use crate::error::{APPEND_INTERRUPTED, fenced, table_exists};
+use crate::history::Copying;
 use crate::holder::{Commit, Holder, Step};
-use crate::progress::{self, Moved, Owner};
+use crate::progress::{self, Begun, Moved, Owner};
 use crate::schema::{column_type, column_types, copy_name, qualified, raw_name, target_name, verify_names};
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::write::Waiting;
-use crate::{check, merge, prepare, write};
+use crate::{check, history, merge, prepare, write};
 
 /// A Databend server as a target.
 #[derive(Clone)]
@@ -38,9 +39,6 @@ pub struct DatabendTarget {
 impl DatabendTarget {
     /// A target; nothing is connected yet. Fails with `target.databend_settings` where the address cannot be used.
     pub fn connect(config: DatabendConfig) -> Result<DatabendTarget> {
-        if config.mode == Mode::History {
-            return Err(no_address("mode = \"history\" is not in this build"));
-        }
         let settings = Arc::new(Settings::new(config)?);
         Ok(DatabendTarget { settings, open: Arc::default(), waiting: Arc::default() })
     }
@@ -101,6 +99,7 @@ impl DatabendTarget {
         };
         let appending = stored.owners.iter().filter(unfinished).map(|owner| owner.source().clone());
         holder.view.lock().appending.extend(appending);
+        holder.view.lock().copying.extend(stored.owners.iter().filter_map(copy_under_way));
         if let Some(old) = self.holder().filter(|old| old.task == *task) {
             holder.succeed(&old);
         }
@@ -110,6 +109,11 @@ impl DatabendTarget {
         *self.open.lock() = Some(holder);
         Ok(stored.progress)
     }
+}
+
+/// A copy into a history that is not whole.
+fn copy_under_way(owner: &Owner) -> Option<(TableName, Copying)> {
+    owner.copying.map(|copying| (owner.source().clone(), copying))
 }
 
 /// A name for this holding of a task that no other one has.
@@ -140,19 +144,30 @@ fn append_interrupted(table: &TableName, target: &TableName) -> Error {
         )
 }
 
-async fn begin_copies(holder: &Holder, tables: &[Arc<Table>], mark: CopyMark) -> Result<()> {
+async fn begin_copies(
+    holder: &Holder,
+    waiting: &mut Waiting,
+    tables: &[Arc<Table>],
+    mark: CopyMark,
+) -> Result<()> {
     let (settings, task) = (&*holder.settings, &holder.task);
     let merging = holder.merging.lock().await;
     let session = holder.session().await?;
     let doing = "starting a copy";
     let owners = progress::owners(&session, settings, Some(task)).await?;
     session.give_back();
+    let history = settings.keeps_history();
+    let begun = Copying { seq: waiting.next_number(holder), cut: mark.cut, began_us: history::now_us() };
     let mut steps = Vec::new();
     for table in tables {
         let noted = owners.iter().find(|owner| owner.is(Some(task), &table.name) && owner.has_target());
         let target = target_name(settings, table);
         // A table that the task has not taken over is somebody else's: not one row of it is deleted.
         let noted = noted.ok_or_else(|| table_exists(&table.name, &target))?;
+        if history {
+            steps.extend(history::begin_steps(holder, table, noted.copying, begun));
+            continue;
+        }
         let unfinished = matches!(noted.progress.state, TableState::Waiting | TableState::Copying);
         let emptied = match noted.rows_before {
             0 if holder.view.lock().made.contains(&table.name) => continue,
@@ -171,11 +186,11 @@ async fn begin_copies(holder: &Holder, tables: &[Arc<Table>], mark: CopyMark) ->
         task,
         names(),
         &TableState::Copying,
-        Some(mark.cut),
+        Some(Begun { cut: mark.cut, copying: history.then_some(begun) }),
     )));
     let first = holder.view.lock().position == Position::ZERO;
     let start = mark.stream_start.filter(|_| first);
-    let moved = Moved { position: start, seq: None };
+    let moved = Moved { position: start, seq: history.then_some(begun.seq) };
     let points = ["target.begin_before_commit", "target.record_after_commit"];
     holder.commit(&Commit { doing, steps, moved, points }).await?;
     drop(merging);
@@ -184,6 +199,12 @@ async fn begin_copies(holder: &Holder, tables: &[Arc<Table>], mark: CopyMark) ->
         view.staged.remove(&table.name);
         view.failed.remove(&table.name);
         view.made.remove(&table.name);
+        if history {
+            view.copying.insert(table.name.clone(), begun);
+        }
+    }
+    if history {
+        view.seq = view.seq.max(begun.seq);
     }
     if let Some(start) = start {
         view.position = start;
@@ -233,7 +254,11 @@ async fn forget(holder: &Holder, table: Option<&TableName>) -> Result<()> {
 impl Target for DatabendTarget {
     fn wants(&self) -> Wants {
         Wants {
-            changes: ChangeForm::LatestPerKey,
+            changes: if self.settings.keeps_history() {
+                ChangeForm::EveryChange
+            } else {
+                ChangeForm::LatestPerKey
+            },
             loads_max: self.settings.loads_max,
             slices: true,
             atomic: true,
@@ -310,7 +335,8 @@ impl Target for DatabendTarget {
         let tables = tables.to_vec();
         self.detached(move |target| async move {
             let holder = target.held_here()?;
-            begin_copies(&holder, &tables, mark).await
+            let mut waiting = target.waiting.lock().await;
+            begin_copies(&holder, &mut waiting, &tables, mark).await
         })
         .await
     }

@@ -12,25 +12,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::datatypes::Schema;
 use pgferry_model::{Delivery, Error, Position, Result, Slice, Table, TableName, TableState};
 use pgferry_pipeline::{ChunkRows, Compacted, Receipt, TableChanges, Upsert, failpoint};
 
 use crate::encode::{Encoder, FileWriter, ParquetFile, RawOp, RawRows};
 use crate::error::{REFUSED, mistake, slices_lost, table_gone};
+use crate::history;
 use crate::holder::{Commit, Holder, Staged, Step};
-use crate::progress::{self, Moved};
+use crate::progress::{self, Moved, copy_is_whole};
 use crate::schema::{among, copy_name, literal, qualified, quote, raw_name, target_name};
 use crate::session::{first_number, text};
 
 /// Files of one table that wait in the stage.
 #[derive(Default)]
-struct Files {
+pub(crate) struct Files {
     names: Vec<String>,
     rows: u64,
 }
 
 impl Files {
-    async fn add(&mut self, holder: &Holder, file: Option<ParquetFile>) -> Result<()> {
+    pub(crate) async fn add(&mut self, holder: &Holder, file: Option<ParquetFile>) -> Result<()> {
         let Some(file) = file else { return Ok(()) };
         self.rows += file.rows;
         self.names.push(holder.upload(file.bytes).await?);
@@ -62,6 +64,10 @@ impl Files {
 
 fn quoted_columns(table: &Table) -> Vec<String> {
     table.columns.iter().map(|column| quote(&column.name)).collect()
+}
+
+fn quoted_fields(schema: &Schema) -> Vec<String> {
+    schema.fields().iter().map(|field| quote(field.name())).collect()
 }
 
 /// Loads a chunk.
@@ -122,15 +128,21 @@ async fn is_done(holder: &Holder, chunk: &ChunkRows, doing: &str) -> Result<bool
 
 /// Puts a chunk's rows into files in the stage, or drains them where the chunk is done.
 async fn stage_chunk(holder: &Holder, chunk: &mut ChunkRows, done: bool) -> Result<Files> {
-    let encoder = holder.encoder(&chunk.chunk.table);
-    let mut writer = FileWriter::new(&chunk.chunk.table.name, encoder.schema());
+    let table = Arc::clone(&chunk.chunk.table);
+    let encoder = holder.encoder(&table);
+    let copying = history::copying(holder, &table.name);
+    let mut writer = FileWriter::new(&table.name, chunk_schema(holder, &encoder));
     let mut files = Files::default();
     while let Some(batch) = chunk.rows.next().await? {
         if done {
             continue;
         }
         let tuples: Vec<u32> = (0..batch.len()).filter_map(|row| batch.new_tuple_at(row)).collect();
-        let rows = encoder.rows(&batch, &tuples)?;
+        let rows = if holder.settings.keeps_history() {
+            history::snapshot_rows(&encoder, &batch, &tuples, copying)?
+        } else {
+            encoder.rows(&batch, &tuples)?
+        };
         chunk.rows.give_back(batch);
         let full = writer.write(&rows)?;
         files.add(holder, full).await?;
@@ -140,6 +152,11 @@ async fn stage_chunk(holder: &Holder, chunk: &mut ChunkRows, done: bool) -> Resu
     Ok(files)
 }
 
+/// The columns of a chunk's files.
+fn chunk_schema<'e>(holder: &Holder, encoder: &'e Encoder) -> &'e Arc<Schema> {
+    if holder.settings.keeps_history() { encoder.history_schema() } else { encoder.schema() }
+}
+
 fn copy_of_chunk(holder: &Holder, table: &Arc<Table>, files: &Files) -> Option<Step> {
     let appending = holder.view.lock().appending.contains(&table.name);
     let into = if appending {
@@ -147,7 +164,8 @@ fn copy_of_chunk(holder: &Holder, table: &Arc<Table>, files: &Files) -> Option<S
     } else {
         target_name(&holder.settings, table)
     };
-    files.copy(holder, &table.name, &into, &quoted_columns(table))
+    let encoder = holder.encoder(table);
+    files.copy(holder, &table.name, &into, &quoted_fields(chunk_schema(holder, &encoder)))
 }
 
 /// What stores tables' state. A copy beside rows from before the task joins them when it ends.
@@ -173,10 +191,6 @@ pub(crate) fn state_steps(holder: &Holder, tables: &[Arc<Table>], state: &TableS
     steps
 }
 
-fn copy_is_whole(state: &TableState) -> bool {
-    matches!(state, TableState::Copied | TableState::CatchingUp | TableState::Live)
-}
-
 /// Takes note of stored states.
 pub(crate) fn note_states(holder: &Holder, tables: &[Arc<Table>], state: &TableState) {
     let mut view = holder.view.lock();
@@ -184,6 +198,7 @@ pub(crate) fn note_states(holder: &Holder, tables: &[Arc<Table>], state: &TableS
         view.made.remove(&table.name);
         if copy_is_whole(state) {
             view.appending.remove(&table.name);
+            view.copying.remove(&table.name);
         }
         if *state == TableState::Copied {
             view.unordered.insert(table.name.clone(), Arc::clone(table));
@@ -202,6 +217,12 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
+    /// A number that follows all that were given out; what comes next follows it.
+    pub(crate) fn next_number(&mut self, holder: &Holder) -> u64 {
+        self.seq = self.seq.max(holder.view.lock().seq) + 1;
+        self.seq
+    }
+
     /// Drops the kept slices; a transaction may begin again from its first one.
     pub(crate) fn discard(&mut self) {
         *self = Waiting::default();
@@ -238,19 +259,30 @@ async fn write(holder: &Holder, waiting: &mut Waiting, delivery: &Delivery<Table
         waiting.seq = holder.view.lock().seq;
     }
     tell_failed(holder, delivery)?;
+    let history = holder.settings.keeps_history();
     for changes in &delivery.tables {
-        let TableChanges::Latest(compacted) = changes else { return Err(wrong_form(changes)) };
-        let table = compacted.batch().table();
+        let table = changes.table();
         let encoder = holder.encoder(table);
         let mut files = Files::default();
-        // A truncate comes before what the delivery puts into the table.
-        let seq = waiting.seq + 1;
-        stage_changes(holder, &encoder, compacted, seq, delivery.through, &mut files).await?;
+        match changes {
+            TableChanges::Every(batch) if history => {
+                let marks = &delivery.transactions;
+                history::stage(holder, &encoder, batch, marks, waiting.seq, &mut files).await?;
+            }
+            TableChanges::Latest(compacted) if !history => {
+                // A truncate comes before what the delivery puts into the table.
+                let seq = waiting.seq + 1;
+                stage_changes(holder, &encoder, compacted, seq, delivery.through, &mut files).await?;
+            }
+            _ => return Err(wrong_form(table)),
+        }
         waiting.tables.push((Arc::clone(table), files));
     }
-    if !delivery.tables.is_empty() {
-        waiting.seq += 2;
-    }
+    waiting.seq += match (history, delivery.tables.is_empty()) {
+        (true, _) => history::numbers(delivery),
+        (false, false) => 2,
+        (false, true) => 0,
+    };
     if delivery.slice == Slice::Part {
         failpoint::pass("target.slice_kept");
         return Ok(Receipt::Accepted);
@@ -279,10 +311,12 @@ async fn commit(holder: &Holder, waiting: &mut Waiting, through: Position) -> Re
     }
     let steps = merged.iter().filter_map(|(table, files)| {
         let encoder = holder.encoder(table);
-        let columns: Vec<String> =
-            encoder.raw_schema().fields().iter().map(|field| quote(field.name())).collect();
-        let raw = raw_name(&holder.settings, &holder.task, &table.name);
-        files.copy(holder, &table.name, &raw, &columns)
+        let (into, schema) = if holder.settings.keeps_history() {
+            (target_name(&holder.settings, table), encoder.history_schema())
+        } else {
+            (raw_name(&holder.settings, &holder.task, &table.name), encoder.raw_schema())
+        };
+        files.copy(holder, &table.name, &into, &quoted_fields(schema))
     });
     let moved = Moved { position: Some(through), seq: (!merged.is_empty()).then_some(seq) };
     let points = ["target.before_commit", "target.after_commit"];
@@ -292,7 +326,7 @@ async fn commit(holder: &Holder, waiting: &mut Waiting, through: Position) -> Re
     view.position = view.position.max(through);
     view.seq = view.seq.max(seq);
     for (table, files) in merged {
-        if files.names.is_empty() {
+        if files.names.is_empty() || holder.settings.keeps_history() {
             continue;
         }
         view.made.remove(&table.name);
@@ -313,10 +347,9 @@ fn tell_failed(holder: &Holder, delivery: &Delivery<TableChanges>) -> Result<()>
     found.map_or(Ok(()), Err)
 }
 
-fn wrong_form(changes: &TableChanges) -> Error {
-    let name = &changes.table().name;
-    Error::task_broken(REFUSED, format!("{name}: a Databend table takes one final change per key"))
-        .with_cause("a mistake in pgferry: the engine did not bring the changes into that form")
+fn wrong_form(table: &Table) -> Error {
+    Error::task_broken(REFUSED, format!("{}: the changes have another form than was asked for", table.name))
+        .with_cause("a mistake in pgferry: a table takes one final change per key, a history every change")
         .with_cure(mistake())
 }
 
@@ -354,7 +387,7 @@ async fn stage_changes(
         files.add(holder, full).await?;
     }
     let deletes: Vec<u32> = compacted.deletes.iter().map(|key| key.0).collect();
-    for tuples in parts(&deletes, batch.value_bytes()) {
+    for tuples in row_parts(&deletes, batch.value_bytes()) {
         let deletes = RawRows { tuples, ..rows(RawOp::Delete, seq + 1) };
         let full = writer.write(&encoder.raw_rows(batch, &deletes)?)?;
         files.add(holder, full).await?;
@@ -362,7 +395,7 @@ async fn stage_changes(
     let (partial, complete): (Vec<&Upsert>, Vec<&Upsert>) =
         compacted.upserts.iter().partition(|upsert| upsert.origin.is_some());
     let complete: Vec<u32> = complete.iter().map(|upsert| upsert.tuple).collect();
-    for tuples in parts(&complete, batch.value_bytes()) {
+    for tuples in row_parts(&complete, batch.value_bytes()) {
         let upserts = RawRows { tuples, ..rows(RawOp::Upsert, seq + 1) };
         let full = writer.write(&encoder.raw_rows(batch, &upserts)?)?;
         files.add(holder, full).await?;
@@ -381,8 +414,8 @@ async fn stage_changes(
 /// Bytes of values that are encoded at once: what is encoded is one more copy of them.
 const ENCODED_BYTES_MAX: usize = 16 << 20;
 
-/// Tuples in parts of some megabytes each.
-fn parts(tuples: &[u32], bytes: usize) -> impl Iterator<Item = &[u32]> {
+/// Rows in parts of some megabytes each.
+pub(crate) fn row_parts<T>(rows: &[T], bytes: usize) -> impl Iterator<Item = &[T]> {
     let parts = bytes / ENCODED_BYTES_MAX + 1;
-    tuples.chunks(tuples.len().div_ceil(parts).max(1))
+    rows.chunks(rows.len().div_ceil(parts).max(1))
 }

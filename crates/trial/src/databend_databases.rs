@@ -14,21 +14,33 @@ use crate::target_place::{TargetPlace, held};
 /// The database of what pgferry keeps for itself.
 const STAGING: &str = "pgferry";
 
+/// What the tables hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each row as it is.
+    Latest,
+    /// Every change.
+    History,
+}
+
 /// A server; gone with the trial.
-pub struct DatabendDatabases(DatabendServer);
+pub struct DatabendDatabases {
+    server: DatabendServer,
+    mode: Mode,
+}
 
 impl DatabendDatabases {
     /// On a new server; fails where none is installed.
-    pub async fn new() -> Result<DatabendDatabases> {
+    pub async fn new(mode: Mode) -> Result<DatabendDatabases> {
         let starting = tokio::task::spawn_blocking(|| DatabendServer::start(&DatabendSettings::default()));
         match starting.await?? {
-            Ok(server) => Ok(DatabendDatabases(server)),
+            Ok(server) => Ok(DatabendDatabases { server, mode }),
             Err(missing) => bail!("{}", missing.0),
         }
     }
 
     async fn ask(&self, statement: String) -> Result<Vec<Vec<Option<String>>>> {
-        let server = self.0.clone();
+        let server = self.server.clone();
         tokio::task::spawn_blocking(move || server.query(&statement)).await?
     }
 }
@@ -36,11 +48,12 @@ impl DatabendDatabases {
 #[async_trait]
 impl TargetPlace for DatabendDatabases {
     fn connection(&self) -> String {
-        format!("kind = \"databend\"\ndsn = \"{}\"\n", self.0.dsn(""))
+        format!("kind = \"databend\"\ndsn = \"{}\"\n", self.server.dsn(""))
     }
 
     fn sections(&self, major: u32) -> String {
-        let mut entry = "[[tasks.all.tables]]\nsource = \"public.every_type\"\n".to_owned();
+        let mode = if self.mode == Mode::History { "mode = \"history\"\n" } else { "" };
+        let mut entry = format!("{mode}[[tasks.all.tables]]\nsource = \"public.every_type\"\n");
         for case in
             types::cases(major * 10_000).iter().filter(|case| guarded(case) || guarded_by_type(case.sql_type))
         {

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use pgferry_model::{Progress, TableName};
 use pgferry_task::{registry, spec};
 
-use crate::databend_databases::DatabendDatabases;
+use crate::databend_databases::{DatabendDatabases, Mode};
 use crate::duckdb_file::DuckdbFile;
 use crate::kafka_topics::KafkaTopics;
 
-/// The kinds of targets that can be tried.
-pub const KINDS: &[&str] = &["databend", "duckdb", "kafka"];
+/// The kinds of targets that can be tried; one that holds tables in two ways is two.
+pub const KINDS: &[&str] = &["databend", "databend-history", "duckdb", "kafka"];
 
 /// One task's fresh place in a target: a file, a database, a set of topics. What it made is gone when it is dropped.
 #[async_trait]
@@ -56,7 +56,8 @@ pub trait TargetPlace: Send + Sync {
 /// A new place in a target of a kind.
 pub async fn place(kind: &str) -> Result<Arc<dyn TargetPlace>> {
     match kind {
-        "databend" => Ok(Arc::new(DatabendDatabases::new().await?)),
+        "databend" => Ok(Arc::new(DatabendDatabases::new(Mode::Latest).await?)),
+        "databend-history" => Ok(Arc::new(DatabendDatabases::new(Mode::History).await?)),
         "duckdb" => Ok(Arc::new(DuckdbFile)),
         "kafka" => Ok(Arc::new(KafkaTopics::new()?)),
         other => bail!("no target of kind {other} can be tried; kinds: {}", KINDS.join(", ")),

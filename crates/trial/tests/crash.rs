@@ -46,16 +46,24 @@ async fn killed_while_it_writes_topics_a_consumer_of_committed_records_rebuilds_
 /// The same into Databend, staged and merged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_stages_and_merges_nothing_is_lost_or_doubled_or_left() -> Result<()> {
+    tried_on_databend("databend", 0..8).await
+}
+
+/// The same into histories, of which the present rows are made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_it_appends_every_change_nothing_is_lost_or_doubled_or_left() -> Result<()> {
+    tried_on_databend("databend-history", 100..106).await
+}
+
+async fn tried_on_databend(kind: &str, seeds: Range<u64>) -> Result<()> {
     if let Err(missing) = DatabendServer::shared()? {
         use std::io::Write;
-        return Ok(writeln!(
-            std::io::stderr().lock(),
-            "NOT RUN: the crash matrix on Databend: {}",
-            missing.0
-        )?);
+        let mut terminal = std::io::stderr().lock();
+        return Ok(writeln!(terminal, "NOT RUN: the crash matrix on {kind}: {}", missing.0)?);
     }
-    let tally = tried_on("databend", 0..8).await?;
-    ensure!(tally.kills() >= 8, "too few kills to mean anything:\n{tally}");
+    let count = seeds.end - seeds.start;
+    let tally = tried_on(kind, seeds).await?;
+    ensure!(tally.kills() >= count, "too few kills to mean anything:\n{tally}");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod connecting;
 mod contract;
 mod documents;
 mod faults;
+mod history;
 mod making;
 mod merging;
 mod values;

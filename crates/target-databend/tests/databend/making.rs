@@ -121,7 +121,7 @@ pub(crate) const KEPT: &str = "<kept>";
 pub(crate) const NULL: &str = "<null>";
 
 /// One table's changes, in commit order.
-pub(crate) struct Changes(Batch, u32);
+pub(crate) struct Changes(pub(crate) Batch, u32);
 
 impl Changes {
     pub(crate) fn of(table: &Arc<Table>) -> Changes {

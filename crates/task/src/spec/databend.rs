@@ -85,7 +85,7 @@ pub struct DatabendTask {
     pub staging: String,
     /// What the tables hold.
     pub mode: Mode,
-    /// The shortest time between two merges of one table.
+    /// The shortest time between two merges of one table; of a history, between two times that changes are appended.
     pub merge_interval: Duration,
 }
 
@@ -258,7 +258,7 @@ pub(super) fn one_database<'a>(
     Some(OneSchema { schema, word: "database", key, path })
 }
 
-/// What a task says of its Databend target, and how often its changes are staged.
+/// What a task says of its Databend target, and how often its changes are staged, or appended.
 pub(super) fn settings(
     path: &str,
     raw: &RawTask,
@@ -287,7 +287,12 @@ pub(super) fn settings(
         },
         merge_interval,
     };
-    (task, merge_interval.min(STAGE_INTERVAL_MAX))
+    // Changes that are not merged are appended to the tables themselves, which then consist of that many parts.
+    let interval = match task.mode {
+        Mode::Latest => merge_interval.min(STAGE_INTERVAL_MAX),
+        Mode::History => merge_interval,
+    };
+    (task, interval)
 }
 
 /// The stage is named by it, so its letters are those of a stage; and no table of the source may meet one of pgferry's own there.

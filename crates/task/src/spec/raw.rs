@@ -124,7 +124,8 @@ pub struct RawTask {
     #[serde(default)]
     pub tables: Vec<RawTable>,
     /// The longest that a committed change waits before it is written. Default: `1s` for DuckDB, `20ms` for Kafka. For Databend the
-    /// shortest time between two merges of a table, at least `100ms`, and changes are staged each second; default: `3s`.
+    /// shortest time between two merges of a table, at least `100ms`, and changes are staged each second; with
+    /// `mode = "history"` the time between two times that changes are appended; default: `3s`.
     pub sync_interval: Option<Span>,
     /// Rows per write at most. Default: bounded by bytes only.
     pub batch_size: Option<u64>,
@@ -132,8 +133,8 @@ pub struct RawTask {
     pub allow_delete: Option<bool>,
     /// How many parts of tables are copied at once, 1 to 64. Default: `4`.
     pub initial_copy_workers: Option<u64>,
-    /// What the target's tables hold: `latest` (each row as it is at the source). `history`, every change of each row one after the other,
-    /// is not in this build. Default: `latest`.
+    /// What the target's tables hold: `latest` (each row as it is at the source) or, Databend only, `history` (every change of each row, one
+    /// after the other, with what it was, where and when). Default: `latest`.
     pub mode: Option<RawMode>,
     /// When a table breaks: `pause_table` (the others go on) or `pause_task`. Default: `pause_table`.
     pub on_table_error: Option<RawOnTableError>,

@@ -162,20 +162,24 @@ pub(super) fn sections(path: &str, raw: &RawTask, target: &RawConnection, faults
         let problem = format!("{what} belongs to another kind of target");
         faults.push(Fault::new(CONFLICT, format!("{path}.{key}"), problem).cure("remove it"));
     }
-    mode(path, raw, kafka, faults);
+    mode(path, raw, kafka, databend, faults);
     if !databend {
         databend_only(path, raw, faults);
     }
 }
 
-/// What the target's tables hold: each row's latest state is all that this build has.
-fn mode(path: &str, raw: &RawTask, kafka: bool, faults: &mut Vec<Fault>) {
+/// What the target's tables hold: each row's latest state, and in Databend every change, too.
+fn mode(path: &str, raw: &RawTask, kafka: bool, databend: bool, faults: &mut Vec<Fault>) {
     let at = format!("{path}.mode");
     match raw.mode {
+        Some(RawMode::History) if databend => {}
         Some(RawMode::History) => {
-            let why = if kafka { "a topic holds every change as it is" } else { "use `mode = \"latest\"`" };
-            let problem = format!("`mode = \"history\"`: it is not in this build; {why}");
-            faults.push(Fault::new(UNSUPPORTED, at, problem));
+            let (problem, cure) = if kafka {
+                ("a topic holds every change as it is", "remove `mode`")
+            } else {
+                ("`mode = \"history\"`: only Databend targets have it in this build", "remove it")
+            };
+            faults.push(Fault::new(UNSUPPORTED, at, problem).cure(cure));
         }
         Some(RawMode::Latest) if kafka => {
             let problem = "a topic holds every change, not only each row's latest state";

@@ -86,6 +86,11 @@ pub trait Scene: Send + Sync + 'static {
         true
     }
 
+    /// Whether it shows the rows of others beside its own where it appends to their table.
+    fn shows_rows_of_others(&self) -> bool {
+        true
+    }
+
     /// A type and the text of a value that it can have in the source and the target cannot hold. `None`: every value fits.
     fn misfit(&self) -> Option<(TypeKind, &'static str)> {
         None
