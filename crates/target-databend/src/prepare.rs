@@ -82,8 +82,10 @@ impl Entries {
         Ok(entries)
     }
 
-    fn owner(&self, task: Option<&TaskId>, source: &TableName) -> Option<&Owner> {
-        self.owners.iter().find(|owner| owner.is(task, source))
+    /// What the task has noted of a source table. Before a task is open, what any task has noted of it for the same place.
+    fn noted(&self, task: Option<&TaskId>, source: &TableName, target: &TableName) -> Option<&Owner> {
+        let mut own = self.owners.iter().filter(|owner| owner.is(task, source) && owner.has_target());
+        own.find(|owner| task.is_some() || owner.target == *target)
     }
 
     pub(crate) fn is_there(&self, name: &TableName) -> bool {
@@ -108,7 +110,7 @@ impl Entries {
         }
         let taken_from = self.owner_before(task, plan, &target)?;
         let found = self.columns.get(&target).map(Vec::as_slice);
-        let noted = self.owner(task, &table.name).filter(|owner| owner.has_target());
+        let noted = self.noted(task, &table.name, &target);
         let mut decision = Decision {
             target: target.clone(),
             taken_from,

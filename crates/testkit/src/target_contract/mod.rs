@@ -186,6 +186,7 @@ promises! { ($)
     tables:
         the_mapping_names_every_column_and_never_changes
         what_prepare_would_do_is_told_and_not_done
+        what_another_task_does_elsewhere_is_not_told
         preparing_again_changes_nothing
         a_table_of_others_is_left_alone_unless_told
         append_keeps_the_rows_of_others

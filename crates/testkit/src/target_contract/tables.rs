@@ -84,6 +84,23 @@ pub(super) async fn what_prepare_would_do_is_told_and_not_done(scene: &dyn Scene
     Ok(Verdict::Kept)
 }
 
+/// A look before the start, for the same source table and another place than a task's that has run.
+pub(super) async fn what_another_task_does_elsewhere_is_not_told(scene: &dyn Scene) -> Result<Verdict> {
+    let people = people();
+    let stage = Stage::live(scene, &[(&people, &[ONE])]).await?;
+    stage.target.close().await?;
+    drop(stage);
+    let elsewhere = Arc::new(Table { target_name: TableName::new("public", "persons"), ..(*people).clone() });
+    let target = scene.holder().await?;
+    let plan = plan(&elsewhere, IfTargetExists::Error);
+    ensure!(!target.describe(&plan).await?.is_empty(), "nothing is told of a table that will be made");
+    for finding in target.check(std::slice::from_ref(&plan)).await? {
+        ensure!(finding.outcome != Outcome::Failed, "a check of a free place failed: {finding:?}");
+    }
+    target.close().await?;
+    Ok(Verdict::Kept)
+}
+
 /// Whatever `if_exists` says, what the task has made itself is its own: its rows stay when it is prepared again.
 pub(super) async fn preparing_again_changes_nothing(scene: &dyn Scene) -> Result<Verdict> {
     let people = people();
