@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BinaryBuilder, BooleanBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray,
-    Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray, PrimitiveArray, StringArray,
-    Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array,
+    ArrayRef, BinaryArray, BinaryBuilder, BooleanBuilder, Date32Array, Decimal128Array, Decimal256Array,
+    FixedSizeBinaryArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray,
+    PrimitiveArray, StringArray, Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{ArrowPrimitiveType, DataType as ArrowType, Field, TimeUnit};
+use arrow::datatypes::{ArrowPrimitiveType, DataType as ArrowType, Field, TimeUnit, i256};
 use pgferry_model::{Batch, Cell, CellFormat};
 
 use pgferry_values::array::Elements;
@@ -33,6 +33,13 @@ pub enum Encoding {
     Float64,
     /// `numeric(precision, scale)` with a precision of at most 38.
     Decimal {
+        /// Total digits.
+        precision: u8,
+        /// Fractional digits.
+        scale: i8,
+    },
+    /// `numeric(precision, scale)` with a precision from 39 to 76, from its text form alone.
+    WideDecimal {
         /// Total digits.
         precision: u8,
         /// Fractional digits.
@@ -77,6 +84,7 @@ impl Encoding {
             Encoding::Float32 => ArrowType::Float32,
             Encoding::Float64 => ArrowType::Float64,
             Encoding::Decimal { precision, scale } => ArrowType::Decimal128(*precision, *scale),
+            Encoding::WideDecimal { precision, scale } => ArrowType::Decimal256(*precision, *scale),
             Encoding::Utf8 | Encoding::JsonbText => ArrowType::Utf8,
             Encoding::Binary => ArrowType::Binary,
             Encoding::Date => ArrowType::Date32,
@@ -183,6 +191,9 @@ pub(crate) fn encode_cells<'a>(
             })?;
             Arc::new(array.with_data_type(encoding.arrow_type()))
         }
+        &Encoding::WideDecimal { precision, scale } => {
+            Arc::new(wide_decimals(cells, count, precision, scale)?.with_data_type(encoding.arrow_type()))
+        }
         Encoding::Utf8 => texts(cells, count, false)?,
         Encoding::JsonbText => texts(cells, count, true)?,
         Encoding::Binary => binaries(cells, count)?,
@@ -259,6 +270,22 @@ fn unfit(reason: &'static str) -> Unfit {
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], &'static str> {
     bytes.try_into().map_err(|_| "is malformed")
+}
+
+fn wide_decimals<'a>(
+    cells: impl Iterator<Item = Cell<'a>>,
+    count: usize,
+    precision: u8,
+    scale: i8,
+) -> Result<Decimal256Array, Unfit> {
+    primitive::<Decimal256Array, _>(cells, count, |form, bytes| match form {
+        CellFormat::Text => {
+            let mut room = [0; 77];
+            let digits = number::scaled_digits(bytes, precision, scale, &mut room)?;
+            i256::from_string(digits).ok_or("has too many digits")
+        }
+        CellFormat::Binary => Err("is not in its text form"),
+    })
 }
 
 fn bools<'a>(cells: impl Iterator<Item = Cell<'a>>, count: usize) -> Result<ArrayRef, Unfit> {

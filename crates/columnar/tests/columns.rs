@@ -243,6 +243,37 @@ fn numerics_that_do_not_fit_are_refused_in_both_forms() {
 }
 
 #[test]
+fn wide_numerics_are_read_from_their_texts() {
+    let kind = numeric(10, 2).0;
+    let encoding = Encoding::WideDecimal { precision: 76, scale: 2 };
+    let wide = format!("-{}.25", "9".repeat(74));
+    // One that fills the lower half of the 32 bytes, and one more.
+    let half = "3402823669209384634633746074317682114.55";
+    let more = "3402823669209384634633746074317682114.56";
+    let cells = [In::Text(&wide), In::Null, In::Text(half), In::Text(more), In::Text("0"), In::Unchanged];
+    let array = encoded(kind.clone(), &encoding, &cells).unwrap();
+    let array = array.as_primitive::<arrow::datatypes::Decimal256Type>();
+    assert_eq!(array.data_type(), &arrow::datatypes::DataType::Decimal256(76, 2));
+    let texts: Vec<Option<String>> =
+        (0..cells.len()).map(|at| array.is_valid(at).then(|| array.value_as_string(at))).collect();
+    let expected = [Some(wide.as_str()), None, Some(half), Some(more), Some("0.00"), None];
+    assert_eq!(texts, expected.map(|text| text.map(str::to_owned)));
+    assert_eq!(array.value(2).to_parts(), (u128::MAX, 0));
+    assert_eq!(array.value(3).to_parts(), (0, 1));
+    let long = "9".repeat(75);
+    for (cell, reason) in [
+        (In::Text("1.005"), FRACTION),
+        (In::Text(&long), RANGE),
+        (In::Text("NaN"), FINITE),
+        (In::Text("-Infinity"), FINITE),
+        (In::Text("1e5"), MALFORMED),
+        (In::Binary(numeric_send("1.25")), MALFORMED),
+    ] {
+        assert_eq!(refused(kind.clone(), &encoding, cell), reason);
+    }
+}
+
+#[test]
 fn text_is_the_sources_text_in_both_forms() {
     let one = |kind: TypeKind, cell: In<'_>| -> String {
         encoded(kind, &Encoding::Utf8, &[cell]).unwrap().as_string::<i32>().value(0).to_owned()

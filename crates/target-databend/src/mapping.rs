@@ -23,8 +23,10 @@ pub struct ColumnType {
     pub note: &'static str,
 }
 
-/// Databend's largest precision of a decimal that has 16 bytes.
-const PRECISION_MAX: u16 = 38;
+/// Databend's largest precision of a decimal.
+const PRECISION_MAX: u16 = 76;
+/// The largest one of a decimal that has 16 bytes.
+const NARROW_PRECISION_MAX: u8 = 38;
 
 impl ColumnType {
     fn new(name: &str, stored: &str, encoding: Encoding, fidelity: Fidelity, note: &'static str) -> Self {
@@ -47,9 +49,15 @@ impl ColumnType {
                 Encoding::Utf8 | Encoding::JsonbText,
                 TypeKind::Text | TypeKind::FixedText | TypeKind::Json | TypeKind::Jsonb | TypeKind::Enum,
             ) => CellFormat::Binary,
-            (Encoding::Utf8 | Encoding::JsonbText, _) => CellFormat::Text,
+            (Encoding::Utf8 | Encoding::JsonbText | Encoding::WideDecimal { .. }, _) => CellFormat::Text,
             _ => CellFormat::Binary,
         }
+    }
+
+    /// Whether a decimal has 32 bytes. Tables of the format `native` give such values back with their halves swapped, as soon as a
+    /// block has one of them some times (1.2.895); those of the format `parquet` do not.
+    pub(crate) fn is_wide_decimal(&self) -> bool {
+        matches!(self.encoding, Encoding::WideDecimal { .. })
     }
 
     /// Whether a document is stored as such.
@@ -94,10 +102,14 @@ fn decimal_choice(choice: &str) -> Option<(u8, i8)> {
 }
 
 fn decimal(precision: u8, scale: i8, note: &'static str) -> ColumnType {
+    let encoding = match precision {
+        ..=NARROW_PRECISION_MAX => Encoding::Decimal { precision, scale },
+        _ => Encoding::WideDecimal { precision, scale },
+    };
     ColumnType::new(
         &format!("DECIMAL({precision},{scale})"),
         &format!("Decimal({precision}, {scale})"),
-        Encoding::Decimal { precision, scale },
+        encoding,
         Fidelity::Guarded,
         note,
     )
@@ -159,7 +171,7 @@ fn numeric(declared: Option<(u16, i16)>) -> ColumnType {
     let digits = digits.max(i32::from(scale));
     let scale = i32::from(scale).max(0);
     if digits > i32::from(PRECISION_MAX) {
-        return ColumnType::text("more than 38 digits");
+        return ColumnType::text("more than 76 digits");
     }
     decimal(digits as u8, scale as i8, "NaN does not fit")
 }

@@ -13,15 +13,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgferry_model::{Cure, Error, Result, TableName, TableState, TaskId};
+use pgferry_model::{Cure, Error, Result, Table, TableName, TableState, TaskId};
 use pgferry_pipeline::{IfTargetExists, TablePlan, failpoint};
 
 use crate::error::{NAME_COLLISION, TABLE_EXISTS, table_exists, table_gone};
 use crate::holder::{Commit, Holder, Staged, Step};
 use crate::progress::{self, Owner};
 use crate::schema::{
-    Found, SEQ, among, copy_name, create_raw, create_statements, qualified, quote, raw_name,
-    remake_statements, stored_type, target_name, verify_existing, verify_names,
+    Found, SEQ, among, copy_name, create_copy, create_raw, create_statements, qualified, quote, raw_name,
+    remake_statements, stored_type, target_name, verify_existing, verify_names, verify_storage,
 };
 use crate::session::{Session, first_number, text};
 use crate::settings::Settings;
@@ -30,6 +30,8 @@ use crate::settings::Settings;
 pub(crate) struct Entries {
     columns: HashMap<TableName, Vec<Found>>,
     views: Vec<TableName>,
+    /// Tables of the storage format `native`.
+    native: Vec<TableName>,
     owners: Vec<Owner>,
 }
 
@@ -53,17 +55,23 @@ impl Entries {
     pub(crate) async fn read(session: &Session, settings: &Settings, plans: &[TablePlan]) -> Result<Entries> {
         let doing = "looking for the tables";
         let names: Vec<TableName> = plans.iter().map(|plan| target_name(settings, &plan.table)).collect();
-        let mut entries = Entries { columns: HashMap::new(), views: Vec::new(), owners: Vec::new() };
+        let mut entries =
+            Entries { columns: HashMap::new(), views: Vec::new(), native: Vec::new(), owners: Vec::new() };
         if progress::is_made(session, settings).await? {
             entries.owners = progress::owners(session, settings, None).await?;
         }
         if plans.is_empty() {
             return Ok(entries);
         }
-        let asked =
-            format!("SELECT database, name, engine FROM system.tables WHERE {}", among(&names, "name"));
+        let asked = format!(
+            "SELECT database, name, engine, table_option FROM system.tables WHERE {}",
+            among(&names, "name")
+        );
         for row in session.ask(doing, &asked).await? {
             let name = TableName::new(text(&row, 0), text(&row, 1));
+            if text(&row, 3).contains("STORAGE_FORMAT='native'") {
+                entries.native.push(name.clone());
+            }
             match text(&row, 2).as_str() {
                 "VIEW" => entries.views.push(name),
                 _ => drop(entries.columns.insert(name, Vec::new())),
@@ -121,13 +129,16 @@ impl Entries {
         };
         if let Some(noted) = noted {
             if noted.progress.state == TableState::Waiting {
+                if settings.keeps_history() && self.native.contains(&target) {
+                    verify_storage(settings, &target, table)?;
+                }
                 decision.statements = remake_statements(settings, &target, plan, found);
                 if !decision.statements.is_empty() {
                     return Ok(decision);
                 }
             }
             let found = found.ok_or_else(|| table_gone(&table.name, &target))?;
-            verify_existing(settings, &target, table, found)?;
+            self.verify(settings, &target, table, found)?;
             decision.keeps_rows = noted.rows_before > 0;
             return Ok(decision);
         }
@@ -138,11 +149,11 @@ impl Entries {
         match plan.if_exists {
             IfTargetExists::Error => return Err(table_exists(&table.name, &target)),
             IfTargetExists::Append => {
-                verify_existing(settings, &target, table, found)?;
+                self.verify(settings, &target, table, found)?;
                 decision.keeps_rows = true;
             }
             IfTargetExists::Truncate => {
-                verify_existing(settings, &target, table, found)?;
+                self.verify(settings, &target, table, found)?;
                 decision.emptied = true;
             }
             IfTargetExists::Replace => {
@@ -151,6 +162,11 @@ impl Entries {
             }
         }
         Ok(decision)
+    }
+
+    fn verify(&self, settings: &Settings, name: &TableName, table: &Table, found: &[Found]) -> Result<()> {
+        verify_existing(settings, name, table, found)?;
+        if self.native.contains(name) { verify_storage(settings, name, table) } else { Ok(()) }
     }
 
     /// Who held the table before this task, which takes it over; a table takes the rows of one source table.
@@ -285,8 +301,8 @@ async fn make(holder: &Holder, plan: &TablePlan, decision: &Decision) -> Result<
         statements.push(create_raw(settings, &raw, &plan.table));
     }
     if decision.keeps_rows && !history {
-        let (copy, target) = (copy_name(settings, task, source), qualified(&decision.target));
-        statements.push(format!("CREATE TRANSIENT TABLE IF NOT EXISTS {} LIKE {target}", qualified(&copy)));
+        let copy = copy_name(settings, task, source);
+        statements.push(create_copy(settings, &copy, &decision.target, &plan.table));
     }
     for statement in &statements {
         holder.ask(&doing, statement).await.map_err(|failure| crate::error::of_table(failure, source))?;

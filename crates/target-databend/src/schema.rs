@@ -158,6 +158,7 @@ pub(crate) fn create_statements(settings: &Settings, name: &TableName, table: &T
         let _written =
             write!(create, " CLUSTER BY ({}) ROW_PER_BLOCK={CLUSTERED_BLOCK_ROWS}", key.join(", "));
     }
+    create.push_str(storage(&types));
     vec![format!("CREATE DATABASE IF NOT EXISTS {}", quote(&name.schema)), create]
 }
 
@@ -177,7 +178,41 @@ pub(crate) fn create_raw(settings: &Settings, name: &TableName, table: &Table) -
     for (number, &at) in table.key.iter().enumerate() {
         columns.push(format!("{} {} NULL", quote(&format!("{ORIGIN}{number}")), types[at].name));
     }
-    format!("CREATE TRANSIENT TABLE IF NOT EXISTS {} ({})", qualified(name), columns.join(", "))
+    let place = qualified(name);
+    format!("CREATE TRANSIENT TABLE IF NOT EXISTS {place} ({}){}", columns.join(", "), storage(&types))
+}
+
+/// The statement that makes a table for the copy of one whose rows from before the task stay.
+pub(crate) fn create_copy(
+    settings: &Settings,
+    name: &TableName,
+    target: &TableName,
+    table: &Table,
+) -> String {
+    let (place, storage) = (qualified(name), storage(&column_types(settings, table)));
+    format!("CREATE TRANSIENT TABLE IF NOT EXISTS {place} LIKE {}{storage}", qualified(target))
+}
+
+/// How a table's blocks are stored, where the server's own choice would not do: servers on a file system take `native`.
+fn storage(types: &[ColumnType]) -> &'static str {
+    if types.iter().any(ColumnType::is_wide_decimal) { " STORAGE_FORMAT='parquet'" } else { "" }
+}
+
+/// Refuses an existing table of the format `native` for columns that it does not hold exactly.
+pub(crate) fn verify_storage(settings: &Settings, name: &TableName, table: &Table) -> Result<()> {
+    let types = column_types(settings, table);
+    let Some(at) = types.iter().position(ColumnType::is_wide_decimal) else { return Ok(()) };
+    let column = &table.columns[at].name;
+    let problem = format!("{name} in Databend is of the storage format native, which does not hold {column}");
+    Err(Error::table_broken(SCHEMA_INCOMPATIBLE, table.name.clone(), problem)
+        .with_cause("Databend gives decimals of more than 38 digits of such a table back as other numbers")
+        .with_cure(
+            Cure::advice(
+                "set if_target_exists = \"replace\", or make the table anew with STORAGE_FORMAT='parquet', or carry the \
+                 column as text: the line stands in the table's entry of the task file",
+            )
+            .line(format!("columns.{column} = {{ type = \"string\" }}")),
+        ))
 }
 
 /// A column that a table has: its name and its type as the server names it, without `Nullable`.

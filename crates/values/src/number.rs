@@ -49,6 +49,49 @@ pub fn decimal_from_text(text: &[u8], precision: u8, scale: i8) -> Result<i128, 
     within(if negative { -value } else { value }, precision)
 }
 
+/// Room for the digits of the longest decimal of 32 bytes, and its sign.
+pub type WideDigits = [u8; 77];
+/// The digits of such a decimal.
+const WIDE_PRECISION_MAX: u8 = 76;
+
+/// A decimal's digits as the text of an integer scaled by `10^scale`, for precisions up to 76: `-1234` for `-12.34` with scale 2. `Err` says
+/// why it does not fit.
+pub fn scaled_digits<'r>(
+    text: &[u8],
+    precision: u8,
+    scale: i8,
+    room: &'r mut WideDigits,
+) -> Result<&'r str, &'static str> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let point = digits.iter().position(|&byte| byte == b'.').unwrap_or(digits.len());
+    let (whole, fraction) = (&digits[..point], digits.get(point + 1..).unwrap_or_default());
+    let all_digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
+    if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) {
+        return Err(special(text));
+    }
+    let places = usize::try_from(scale).unwrap_or(0);
+    let (kept, beyond) = fraction.split_at(fraction.len().min(places));
+    if beyond.iter().any(|&byte| byte != b'0') {
+        return Err("has more fractional digits than the column's scale");
+    }
+    let whole = &whole[whole.iter().take_while(|&&byte| byte == b'0').count()..];
+    if whole.len() + places > usize::from(precision.min(WIDE_PRECISION_MAX)) {
+        return Err("has more digits than the column's precision");
+    }
+    let sign = if digits.len() < text.len() { &b"-"[..] } else { &b"0"[..] };
+    let zeros = std::iter::repeat_n(&b'0', places - kept.len());
+    let mut length = 0;
+    for (place, &byte) in room.iter_mut().zip(sign.iter().chain(whole).chain(kept).chain(zeros)) {
+        *place = byte;
+        length += 1;
+    }
+    if length == 1 {
+        // Nothing but zeros, and no places for them.
+        room[0] = b'0';
+    }
+    std::str::from_utf8(&room[..length]).map_err(|_| special(text))
+}
+
 fn special(text: &[u8]) -> &'static str {
     match text {
         b"NaN" => "is NaN",
@@ -257,7 +300,60 @@ mod tests {
         bytes
     }
 
+    fn scaled(text: &str, precision: u8, scale: i8) -> Result<String, &'static str> {
+        scaled_digits(text.as_bytes(), precision, scale, &mut [0; 77]).map(str::to_owned)
+    }
+
+    #[test]
+    fn digits_of_wide_decimals_are_scaled_where_they_fit() {
+        let nines = "9".repeat(76);
+        for (text, scale, digits) in [
+            ("-12.34", 2, "-1234"),
+            ("12", 3, "012000"),
+            ("1.500", 1, "015"),
+            ("-1.00", 0, "-1"),
+            ("0.0", 0, "0"),
+            ("-0", 0, "0"),
+            ("0.5", 1, "05"),
+            (nines.as_str(), 0, &format!("0{nines}")),
+            (&format!("-{nines}.000"), 0, &format!("-{nines}")),
+            (&format!("-0.{nines}"), 76, &format!("-{nines}")),
+        ] {
+            assert_eq!(scaled(text, 76, scale).as_deref(), Ok(digits), "{text}");
+        }
+        for (text, scale, word) in [
+            ("NaN", 2, "NaN"),
+            ("Infinity", 2, "infinite"),
+            ("-Infinity", 2, "infinite"),
+            ("", 2, "number"),
+            ("-", 2, "number"),
+            (".5", 2, "number"),
+            ("1e5", 2, "number"),
+            ("1.2.3", 2, "number"),
+            ("+1", 2, "number"),
+            ("0.005", 2, "fractional"),
+            (&format!("1{nines}"), 0, "precision"),
+            ("1", 76, "precision"),
+            (&nines, 1, "precision"),
+        ] {
+            assert!(scaled(text, 76, scale).is_err_and(|reason| reason.contains(word)), "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn scaled_digits_are_those_of_a_decimal(
+            text in "-?(0|[1-9][0-9]{0,9})(\\.[0-9]{1,9})?", precision in 1u8..12, scale in 0i8..12
+        ) {
+            let scale = scale.min(precision as i8);
+            let wide = scaled(&text, precision, scale).map(|digits| digits.parse::<i128>().expect("digits"));
+            let narrow = decimal_from_text(text.as_bytes(), precision, scale);
+            prop_assert_eq!(wide.is_ok(), narrow.is_ok());
+            if let (Ok(wide), Ok(narrow)) = (wide, narrow) {
+                prop_assert_eq!(wide, narrow);
+            }
+        }
+
         #[test]
         fn both_forms_of_a_decimal_give_its_digits(unscaled in -(10i128.pow(37))..10i128.pow(37), scale in 0u8..30) {
             let digits = format!("{:0>width$}", unscaled.unsigned_abs(), width = usize::from(scale) + 1);

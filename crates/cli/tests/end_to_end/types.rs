@@ -32,7 +32,8 @@ fn does_not_fit(sql_type: &str, value: &str) -> bool {
         return !bare.contains("BC") && year.is_some_and(|year| year > 294_246);
     }
     // Declared with two dimensions, or with more digits than a DECIMAL holds: carried as text.
-    if sql_type.ends_with("[][]") || sql_type.starts_with("numeric(1000") {
+    let digits = sql_type.strip_prefix("numeric(").and_then(|rest| rest.split(',').next()?.parse().ok());
+    if sql_type.ends_with("[][]") || digits.is_some_and(|digits: u32| digits > 38) {
         return false;
     }
     if sql_type.ends_with("[]") {

@@ -10,3 +10,4 @@ mod history;
 mod making;
 mod merging;
 mod values;
+mod wide;

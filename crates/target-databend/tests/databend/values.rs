@@ -17,6 +17,7 @@ fn moments() -> Arc<Table> {
         ("at", TypeKind::TimestampTz),
         ("price", TypeKind::Numeric { precision_and_scale: Some((10, 2)) }),
         ("doc", TypeKind::Jsonb),
+        ("wide", TypeKind::Numeric { precision_and_scale: Some((76, 20)) }),
     ];
     table("moments", &columns, &[0])
 }
@@ -33,10 +34,13 @@ fn edges() -> Vec<(usize, &'static str, String)> {
         (2, "2024-02-29 12:00:00.123456+00", "-infinity".to_owned()),
         (3, "-99999999.99", "NaN".to_owned()),
         (4, "[1.10]", digits(77)),
+        (5, WIDEST, format!("1{}", "0".repeat(56))),
     ]
 }
 
-const USUAL: [&str; 5] = ["1", "2024-02-29", "2024-02-29 12:00:00+00", "1.50", "{\"a\": 1}"];
+const WIDEST: &str = "-99999999999999999999999999999999999999999999999999999999.99999999999999999999";
+const USUAL: [&str; 6] =
+    ["1", "2024-02-29", "2024-02-29 12:00:00+00", "1.50", "{\"a\": 1}", "0.00000000000000000001"];
 
 fn with(choice: &ColumnChoice, config: DatabendConfig, table: &Table) -> DatabendConfig {
     let columns =
@@ -84,7 +88,7 @@ async fn values_beyond_the_edge_become_null_where_the_user_says_so() -> Result<(
                 row[at] = "<null>".to_owned();
             }
             wanted.push(row.join("|"));
-            ensure!(number < 8);
+            ensure!(number < 9);
         }
     }
     let cells: Vec<Vec<&str>> = beyond.iter().map(|row| row.iter().map(String::as_str).collect()).collect();

@@ -192,6 +192,14 @@ fn mode(path: &str, raw: &RawTask, kafka: bool, databend: bool, faults: &mut Vec
 /// Choices that only a Databend target has.
 fn databend_only(path: &str, raw: &RawTask, faults: &mut Vec<Fault>) {
     for (index, table) in raw.tables.iter().enumerate() {
+        for (column, settings) in &table.columns {
+            let Some(text) = settings.target_type.as_deref() else { continue };
+            if decimal_digits(text).is_some_and(|digits| digits > DIGITS_MAX) {
+                let problem = format!("`{text}`: only Databend targets have decimals of more than 38 digits");
+                let at = format!("{path}.tables.{index}.columns.{column}.type");
+                faults.push(Fault::new(INVALID_VALUE, at, problem).cure("write `type = \"string\"`"));
+            }
+        }
         for (column, _) in table.columns.iter().filter(|(_, settings)| settings.out_of_range.is_some()) {
             let problem = "`out_of_range`: only Databend targets have it in this build; here a value that does not fit \
                            sets its table aside";
@@ -277,14 +285,21 @@ fn schema_of(pattern: &str) -> Option<String> {
     pattern.split_once('.').map(|(schema, _)| schema.trim_matches('"').to_owned())
 }
 
-/// `string`, or `decimal(p,s)` within the 38 digits of every target.
+/// Digits of a decimal in every target.
+const DIGITS_MAX: u8 = 38;
+/// Digits of a decimal in a Databend target.
+const DATABEND_DIGITS_MAX: u8 = 76;
+
+/// `string`, or `decimal(p,s)` that some target has.
 fn is_target_type(text: &str) -> bool {
-    let decimal = || {
-        let (precision, scale) = text.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
-        let (precision, scale): (u8, u8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
-        Some((1..=38).contains(&precision) && scale <= precision)
-    };
-    text == "string" || decimal() == Some(true)
+    text == "string" || decimal_digits(text).is_some_and(|digits| digits <= DATABEND_DIGITS_MAX)
+}
+
+/// The digits of `decimal(p,s)`, where that is what it is.
+fn decimal_digits(text: &str) -> Option<u8> {
+    let (precision, scale) = text.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
+    let (precision, scale): (u8, u8) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
+    (precision >= 1 && scale <= precision).then_some(precision)
 }
 
 fn pattern_is_whole(pattern: &str) -> bool {
@@ -306,8 +321,9 @@ pub(super) fn table(path: &str, raw: &RawTable, mode: Option<RawSyncMode>, fault
     for (column, settings) in &raw.columns {
         let target_type = settings.target_type.as_deref();
         if let Some(text) = target_type.filter(|text| !is_target_type(text)) {
-            let problem =
-                format!("`{text}` is no type here: write string, or decimal(p,s) with at most 38 digits");
+            let problem = format!(
+                "`{text}` is no type here: write string, or decimal(p,s) with at most 38 digits, 76 in Databend"
+            );
             faults.push(Fault::new(INVALID_VALUE, format!("{path}.columns.{column}.type"), problem));
         }
         if settings.out_of_range == Some(RawOutOfRange::String)

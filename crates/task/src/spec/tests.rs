@@ -307,7 +307,8 @@ databend = { staging = "my-own", stage = "x" }
 source = "orders"
 target = "analytics.orders"
 topic = "orders"
-columns.price = { type = "decimal(39,2)" }
+columns.price = { type = "decimal(77,2)" }
+columns.wide = { type = "decimal(76,2)" }
 columns.total = { type = "decimal(12,2)", out_of_range = "string" }
 columns.born = { type = "string", out_of_range = "string" }
 columns.sent = { out_of_range = "clamp" }

@@ -88,6 +88,37 @@ pub(super) fn cases(version: u32) -> Vec<TypeCase> {
             "numeric(38,0)",
             &["99999999999999999999999999999999999999", "-99999999999999999999999999999999999999"],
         ),
+        // The widest of 32 bytes; one that fills their lower half only, at both ends; as many digits behind the point.
+        case(
+            "c_numeric_76_0",
+            "numeric(76,0)",
+            &[
+                "repeat('9', 76)::numeric",
+                "('-' || repeat('9', 76))::numeric",
+                "0",
+                "-1",
+                "170141183460469231731687303715884105727",
+                "170141183460469231731687303715884105728",
+                "-170141183460469231731687303715884105729",
+                "340282366920938463463374607431768211456",
+            ],
+        ),
+        case(
+            "c_numeric_76_38",
+            "numeric(76,38)",
+            &[
+                "(repeat('9', 38) || '.' || repeat('9', 38))::numeric",
+                "('-' || repeat('9', 38) || '.' || repeat('9', 38))::numeric",
+                "('-0.' || repeat('0', 37) || '1')::numeric",
+                "1.10",
+            ],
+        ),
+        case(
+            "c_numeric_76_76",
+            "numeric(76,76)",
+            &["('0.' || repeat('9', 76))::numeric", "('-0.' || repeat('0', 75) || '1')::numeric", "0"],
+        ),
+        case("c_numeric_50_2", "numeric(50,2)", &["0.01", "-123456789012345678901234567890.12", "'NaN'"]),
         case("c_numeric_18_4", "numeric(18,4)", &["99999999999999.9999", "-0.0001", "'NaN'", "0"]),
         case("c_numeric_9_2", "numeric(9,2)", &["9999999.99", "-9999999.99", "0.01"]),
         case(
