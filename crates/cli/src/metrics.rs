@@ -62,6 +62,13 @@ fn describe() {
     describe_counter!("pgferry_retries_total", "Retries after errors that may pass");
     describe_counter!("pgferry_errors_total", "Tables set aside, by error code");
     describe_counter!("pgferry_dead_letters_total", "Records too large for their Kafka topic, set aside");
+    describe_counter!("pgferry_values_nulled_total", "Values that became NULL, as the task file says");
+    describe_gauge!(
+        "pgferry_merge_lag_seconds",
+        Unit::Seconds,
+        "Age of the oldest staged change not yet merged"
+    );
+    describe_histogram!("pgferry_merge_seconds", Unit::Seconds, "Time per merge into a Databend table");
     describe_histogram!("pgferry_batch_rows", "Changes per delivery");
     describe_histogram!("pgferry_stage_duration_seconds", Unit::Seconds, "Time per delivery");
 }

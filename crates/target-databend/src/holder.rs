@@ -90,6 +90,8 @@ pub(crate) struct Staged {
     pub(crate) seq: u64,
     /// When it is merged next.
     pub(crate) due: Instant,
+    /// Since when its oldest rows wait, or an earlier moment.
+    pub(crate) since: Instant,
 }
 
 /// What the process knows of the task.

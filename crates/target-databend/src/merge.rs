@@ -12,10 +12,11 @@
 //! Invariants: what a merge takes from the raw table and what it puts into the table are one commit, so that a merge done twice finds
 //! nothing the second time; rows that are staged meanwhile have higher numbers, and stay.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use pgferry_model::{Class, Error, Result, Table, TableName};
+use pgferry_model::{Class, Error, Result, Table, TableName, TaskId};
 
 use crate::error::{FENCED, REFUSED, mistake, of_table, row_missing, table_gone};
 use crate::holder::{Commit, Holder, Step};
@@ -24,13 +25,44 @@ use crate::session::{first_number, number, text};
 
 /// Between two tries of a merge that failed for a while.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Between two looks at how far merges are behind.
+const LAG_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// The longest that the last merges may take, all of them together: whoever stops the program waits for them, and nothing is lost
+/// without them.
+const LAST_MERGES_WITHIN: Duration = Duration::from_secs(30);
 /// The longest sleep of the merging task: it then sees that its holder is gone.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// Merges in the background until the holder is gone.
 pub(crate) fn begin(holder: &Arc<Holder>) {
     let weak = Arc::downgrade(holder);
+    tokio::spawn(tell_lag(holder.task.clone(), Weak::clone(&weak)));
     tokio::spawn(async move { while step(&weak).await {} });
+}
+
+/// Tells metrics how old each table's oldest staged rows are, also while a merge takes long; 0 where none are left.
+async fn tell_lag(task: TaskId, weak: Weak<Holder>) {
+    let mut told: HashSet<TableName> = HashSet::new();
+    loop {
+        let holder = weak.upgrade().filter(|holder| !holder.has_ended());
+        let ages: HashMap<TableName, Duration> = holder.as_ref().map_or_else(HashMap::new, |holder| {
+            let view = holder.view.lock();
+            view.staged.iter().map(|(name, staged)| (name.clone(), staged.since.elapsed())).collect()
+        });
+        let ended = holder.is_none();
+        drop(holder);
+        told.extend(ages.keys().cloned());
+        told.retain(|name| {
+            let age = ages.get(name);
+            metrics::gauge!("pgferry_merge_lag_seconds", "task" => task.to_string(), "table" => name.to_string())
+                .set(age.map_or(0.0, Duration::as_secs_f64));
+            age.is_some()
+        });
+        if ended {
+            return;
+        }
+        tokio::time::sleep(LAG_TOLD_EVERY).await;
+    }
 }
 
 /// Merges what is due, then waits for the next.
@@ -72,7 +104,7 @@ async fn merge_due(holder: &Holder, table: &Arc<Table>) -> bool {
         Ok(through) if staged.seq <= through => {
             view.staged.remove(&table.name);
         }
-        Ok(_) => staged.due = rested,
+        Ok(_) => (staged.due, staged.since) = (rested, began),
         Err(failure) if failure.code() == FENCED => {
             if !holder.has_ended() {
                 tracing::warn!("nothing is merged any more: {failure}");
@@ -115,6 +147,31 @@ pub(crate) async fn flush(holder: &Holder, table: &Table) -> Result<()> {
         view.staged.remove(&table.name);
     }
     Ok(())
+}
+
+/// Merges what is left, the oldest first, within a limit: what is staged is durable, and the next holder merges it.
+pub(crate) async fn finish(holder: &Holder) {
+    let until = tokio::time::Instant::now() + LAST_MERGES_WITHIN;
+    let mut left: Vec<(Instant, Arc<Table>)> =
+        holder.view.lock().staged.values().map(|staged| (staged.since, Arc::clone(&staged.table))).collect();
+    left.sort_by_key(|(since, _)| *since);
+    for (at, (_, table)) in left.iter().enumerate() {
+        match tokio::time::timeout_at(until, flush(holder, table)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                tracing::warn!(table = %table.name, code = failure.code().as_str(), cause = failure.cause(), "the last merge was not done: {failure}");
+            }
+            Err(_) => {
+                let tables = left.len() - at;
+                let seconds = LAST_MERGES_WITHIN.as_secs();
+                tracing::warn!(
+                    tables,
+                    "the last merges take longer than {seconds} s: the next start does what is left"
+                );
+                return;
+            }
+        }
+    }
 }
 
 /// What a raw table holds.

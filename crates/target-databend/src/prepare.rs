@@ -317,7 +317,8 @@ async fn make(holder: &Holder, plan: &TablePlan, decision: &Decision) -> Result<
     if !made && !decision.note && !history && !view.staged.contains_key(source) {
         // A process before this one may have left staged rows.
         let seq = view.seq;
-        view.staged.insert(source.clone(), Staged { table, seq, due: Instant::now() });
+        let now = Instant::now();
+        view.staged.insert(source.clone(), Staged { table, seq, due: now, since: now });
         drop(view);
         holder.wake.notify_one();
     }

@@ -425,14 +425,7 @@ impl Target for DatabendTarget {
         self.waiting.lock().await.discard();
         self.detached(|target| async move {
             let Some(holder) = target.open.lock().take() else { return Ok(()) };
-            let staged: Vec<Arc<Table>> =
-                holder.view.lock().staged.values().map(|staged| Arc::clone(&staged.table)).collect();
-            for table in staged {
-                // What is staged is durable: the next holder merges what is left.
-                if let Err(failure) = merge::flush(&holder, &table).await {
-                    tracing::warn!(table = %table.name, code = failure.code().as_str(), cause = failure.cause(), "the last merge was not done: {failure}");
-                }
-            }
+            merge::finish(&holder).await;
             holder.end();
             Ok(())
         })

@@ -330,10 +330,11 @@ async fn commit(holder: &Holder, waiting: &mut Waiting, through: Position) -> Re
             continue;
         }
         view.made.remove(&table.name);
-        let due = Instant::now() + holder.settings.merge_interval;
+        let now = Instant::now();
+        let due = now + holder.settings.merge_interval;
         let due = view.rested.get(&table.name).map_or(due, |&rested| due.max(rested));
-        let due = view.staged.get(&table.name).map_or(due, |known| known.due);
-        view.staged.insert(table.name.clone(), Staged { table, seq, due });
+        let (due, since) = view.staged.get(&table.name).map_or((due, now), |known| (known.due, known.since));
+        view.staged.insert(table.name.clone(), Staged { table, seq, due, since });
     }
     drop(view);
     holder.wake.notify_one();

@@ -1,13 +1,8 @@
 //! What a user says of columns whose values Databend's types do not hold, through a whole task.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
-
 use pgferry_testkit::databend::DatabendSettings;
 
-use crate::scene::{Running, Scene, rows, server};
+use crate::scene::{Scene, await_that, rows, server};
 
 const TABLE: &str = "CREATE TABLE days (id int PRIMARY KEY, born date, at timestamptz, price numeric(10,2), wide numeric, n int)";
 const FIRST: &str = "INSERT INTO days VALUES (1, 'infinity', 'infinity', 'NaN', '0.005', 1), (2, '2024-02-29', '2024-02-29 12:00+00', 1.50, 7, 2),
@@ -28,43 +23,22 @@ const CHOICES: &str = "[[tasks.all.tables]]\nsource = \"public.days\"\n\
     columns.born = { out_of_range = \"null\" }\ncolumns.at = { out_of_range = \"string\" }\n\
     columns.price = { out_of_range = \"null\" }\ncolumns.wide = { type = \"decimal(50,2)\", out_of_range = \"null\" }\n";
 
-/// A series of the metrics, where it is there.
-fn scraped(address: SocketAddr, series: &str) -> Option<f64> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let line = answer.lines().find_map(|line| line.strip_prefix(series))?;
-    line.trim().parse().ok()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn values_that_do_not_fit_become_null_or_text_and_are_counted() {
     let Some(server) = server(&DatabendSettings::default()) else { return };
     let scene = Scene::new(&format!("{TABLE}; {FIRST}")).await;
     let connection = format!("dsn = \"{}\"", server.dsn(""));
     scene.task(&connection, CHOICES);
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut command = scene.command();
-    command.args(["--metrics", &address.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-    let running = Running(command.spawn().unwrap());
-    let shown = || {
-        server.query("SELECT id, born, at, price, wide, n FROM lake.days ORDER BY id").map_or_else(
-            |_| Vec::new(),
-            |_| rows(&server, "SELECT id, born, at, price, wide, n FROM lake.days ORDER BY id"),
-        )
-    };
-    let counted = || scraped(address, "pgferry_values_nulled_total{task=\"all\",table=\"public.days\"}");
+    let running = scene.start();
+    let asked = "SELECT id, born, at, price, wide, n FROM lake.days ORDER BY id";
+    // The table is made by the run.
+    let shown = || if server.query(asked).is_ok() { rows(&server, asked) } else { Vec::new() };
+    let counted = || running.scraped("pgferry_values_nulled_total{task=\"all\",table=\"public.days\"}");
     let await_rows = |wanted: &dyn Fn(&[String]) -> bool| {
-        let until = Instant::now() + Duration::from_secs(60);
-        loop {
+        await_that(|| {
             let found = shown();
-            if wanted(&found) {
-                return;
-            }
-            assert!(Instant::now() < until, "{found:#?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            if wanted(&found) { Ok(()) } else { Err(format!("{found:#?}")) }
+        });
     };
     await_rows(&|found| found.len() == 3);
     assert_eq!(counted(), Some(6.0), "values of the copy");
@@ -72,5 +46,5 @@ async fn values_that_do_not_fit_become_null_or_text_and_are_counted() {
     await_rows(&|found| found == EXPECTED);
     // Two of row 4, and of row 3 the three that its change brings again.
     assert_eq!(counted(), Some(11.0), "values of the changes, too");
-    drop(running);
+    running.stop();
 }

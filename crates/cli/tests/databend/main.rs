@@ -7,6 +7,7 @@
 )]
 
 mod choices;
+mod lag;
 mod reading;
 mod scene;
 mod ways_in;

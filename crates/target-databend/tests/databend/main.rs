@@ -9,5 +9,6 @@ mod faults;
 mod history;
 mod making;
 mod merging;
+mod stopping;
 mod values;
 mod wide;
