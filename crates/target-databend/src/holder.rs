@@ -24,7 +24,7 @@ use crate::error::{CONFLICT, REFUSED, answered, fenced, mistake, of_table, refus
 use crate::history::Copying;
 use crate::progress::{Lease, Moved, fence, read_lease};
 use crate::schema::{column_plans, target_name};
-use crate::session::{CONFLICT_WAIT, CONFLICT_WAIT_MAX, Rows, Session, first_number, number};
+use crate::session::{Rows, Session, despite_conflicts, first_number, number};
 use crate::settings::Settings;
 
 /// Sessions that are kept for the next statement.
@@ -244,17 +244,7 @@ impl Holder {
 
     /// Commits a transaction under the lease; one that conflicts with another one is tried again.
     pub(crate) async fn commit(&self, commit: &Commit<'_>) -> Result<()> {
-        let mut wait = CONFLICT_WAIT;
-        loop {
-            match self.try_commit(commit).await {
-                Err(failure) if failure.code() == CONFLICT && wait < CONFLICT_WAIT_MAX => {
-                    tracing::debug!("tried again: {failure}");
-                    tokio::time::sleep(wait).await;
-                    wait *= 2;
-                }
-                done => return done,
-            }
-        }
+        despite_conflicts(|| self.try_commit(commit)).await
     }
 
     async fn try_commit(&self, commit: &Commit<'_>) -> Result<()> {

@@ -17,9 +17,9 @@ use crate::settings::Settings;
 pub(crate) type Rows = Vec<Vec<Option<String>>>;
 
 /// The first wait after a conflict with another transaction; each one after it is twice as long.
-pub(crate) const CONFLICT_WAIT: Duration = Duration::from_millis(50);
+const CONFLICT_WAIT: Duration = Duration::from_millis(50);
 /// A wait that is not begun any more.
-pub(crate) const CONFLICT_WAIT_MAX: Duration = Duration::from_secs(10);
+const CONFLICT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The longest that the upload of one file may take.
 const UPLOAD_WITHIN: Duration = Duration::from_secs(600);
 /// How often a file is sent at most: the client itself tries once.
@@ -52,17 +52,7 @@ impl Session {
 
     /// [`Session::ask`] for a statement that is a transaction of its own: one that conflicts with another one is tried again.
     pub(crate) async fn ask_again(&self, doing: &str, statement: &str) -> Result<Rows> {
-        let mut wait = CONFLICT_WAIT;
-        loop {
-            match self.ask(doing, statement).await {
-                Err(failure) if failure.code() == CONFLICT && wait < CONFLICT_WAIT_MAX => {
-                    tracing::debug!("tried again: {failure}");
-                    tokio::time::sleep(wait).await;
-                    wait *= 2;
-                }
-                done => return done,
-            }
-        }
+        despite_conflicts(|| self.ask(doing, statement)).await
     }
 
     /// Puts a file into a stage, under a name that is used once.
@@ -86,6 +76,23 @@ impl Session {
                 }
                 sent => return sent,
             }
+        }
+    }
+}
+
+/// Tries again what conflicts with another transaction, until the waits in between have become long.
+pub(crate) async fn despite_conflicts<T, F: Future<Output = Result<T>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T> {
+    let mut wait = CONFLICT_WAIT;
+    loop {
+        match attempt().await {
+            Err(failure) if failure.code() == CONFLICT && wait < CONFLICT_WAIT_MAX => {
+                tracing::debug!("tried again: {failure}");
+                tokio::time::sleep(wait).await;
+                wait *= 2;
+            }
+            done => return done,
         }
     }
 }
