@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use async_trait::async_trait;
 use pgferry_model::{TableName, TableState};
 use pgferry_testkit::databend::{DatabendServer, DatabendSettings};
-use pgferry_testkit::types;
+use pgferry_testkit::types::{self, TypeCase};
 
 use crate::duckdb_file::guarded;
 use crate::target_place::{TargetPlace, held};
@@ -54,9 +54,9 @@ impl TargetPlace for DatabendDatabases {
     fn sections(&self, major: u32) -> String {
         let mode = if self.mode == Mode::History { "mode = \"history\"\n" } else { "" };
         let mut entry = format!("{mode}[[tasks.all.tables]]\nsource = \"public.every_type\"\n");
-        for case in
-            types::cases(major * 10_000).iter().filter(|case| guarded(case) || guarded_by_type(case.sql_type))
-        {
+        let cases = types::cases(major * 10_000);
+        let text = |case: &&TypeCase| (guarded(case) && !fits(case)) || guarded_by_type(case.sql_type);
+        for case in cases.iter().filter(text) {
             entry.push_str(&format!("columns.{} = {{ type = \"string\" }}\n", case.column));
         }
         entry + "[tasks.all.databend]\nstaging = \"" + STAGING + "\"\n"
@@ -94,6 +94,12 @@ impl TargetPlace for DatabendDatabases {
         }
         Ok(left)
     }
+}
+
+/// Whether it is a decimal that has no NaN among its values.
+fn fits(case: &TypeCase) -> bool {
+    let decimal = case.sql_type.starts_with("numeric(") && !case.sql_type.ends_with("[]");
+    decimal && !case.values.iter().any(|value| value.contains("NaN"))
 }
 
 /// Types whose values at the edges Databend's native type does not hold.
