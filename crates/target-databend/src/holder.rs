@@ -1,8 +1,11 @@
 //! Who holds a task: its lease, its sessions, what it knows, and its commits.
 //!
 //! ```text
-//!   commit    BEGIN ─> steps ─> [ one at a time: UPDATE task … WHERE epoch ─> COMMIT ]      a conflict: all of it again
+//!   commit    BEGIN ─> steps ─> [ one at a time: last steps ─> UPDATE task … WHERE epoch ─> COMMIT ]      a conflict: all of it again
 //! ```
+//!
+//! Two transactions that change one transient table conflict where the first one commits after the second one has begun with that table,
+//! also where both only append to it. So what is done to pgferry's own tables is done in the turn.
 //!
 //! Invariants: nothing is committed but under the lease; what ends two commits is never under way at once in one process, so that they
 //! conflict with other holders only; a session whose transaction failed is given back only after its rollback was answered.
@@ -37,15 +40,23 @@ pub(crate) struct Step {
     table: Option<TableName>,
     /// Rows that a COPY has to load, no more and no less.
     loads: Option<u64>,
+    /// It is done when no other commit is being ended.
+    in_turn: bool,
 }
 
 impl Step {
+    /// One on pgferry's own tables, in the commit's turn.
     pub(crate) fn new(sql: String) -> Step {
-        Step { sql, table: None, loads: None }
+        Step { sql, table: None, loads: None, in_turn: true }
     }
 
+    /// One on a table, or what is staged of it, before the commit's turn.
     pub(crate) fn on(table: &TableName, sql: String) -> Step {
-        Step { table: Some(table.clone()), ..Step::new(sql) }
+        Step { table: Some(table.clone()), in_turn: false, ..Step::new(sql) }
+    }
+
+    pub(crate) fn in_turn(self) -> Step {
+        Step { in_turn: true, ..self }
     }
 
     pub(crate) fn loading(mut self, rows: u64) -> Step {
@@ -273,11 +284,13 @@ impl Holder {
     async fn transact(&self, session: &Session, commit: &Commit<'_>) -> Result<()> {
         let Commit { doing, steps, moved, points } = commit;
         session.ask(doing, "BEGIN").await?;
-        for step in steps {
-            let rows = session.run(&step.sql).await.map_err(|failure| self.of_step(doing, step, &failure))?;
-            step.verify(doing, &rows)?;
+        for step in steps.iter().filter(|step| !step.in_turn) {
+            self.take(session, doing, step).await?;
         }
         let _turn = self.commits.lock().await;
+        for step in steps.iter().filter(|step| step.in_turn) {
+            self.take(session, doing, step).await?;
+        }
         let rows = session.ask(doing, &fence(&self.settings, &self.task, &self.lease, *moved)).await?;
         if first_number(&rows) != 1 {
             return Err(fenced());
@@ -286,6 +299,11 @@ impl Holder {
         session.ask(doing, "COMMIT").await?;
         failpoint::pass(points[1]);
         Ok(())
+    }
+
+    async fn take(&self, session: &Session, doing: &str, step: &Step) -> Result<()> {
+        let rows = session.run(&step.sql).await.map_err(|failure| self.of_step(doing, step, &failure))?;
+        step.verify(doing, &rows)
     }
 
     /// Whether a newer holder is the reason that a statement failed: it removes what this one has put into the stage.

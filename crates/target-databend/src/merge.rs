@@ -279,10 +279,9 @@ impl Merge<'_> {
             steps.push(Step::on(&self.table.name, format!("DELETE FROM {target}")));
         }
         steps.push(Step::on(&self.table.name, self.statement(&target, &source, &absent)));
-        steps.push(Step::on(
-            &self.table.name,
-            format!("DELETE FROM {raw} WHERE {} <= {}", quote(SEQ), self.hi),
-        ));
+        // In its turn: a delivery that is staged meanwhile would have all of the merge done again.
+        let done = format!("DELETE FROM {raw} WHERE {} <= {}", quote(SEQ), self.hi);
+        steps.push(Step::on(&self.table.name, done).in_turn());
         let id = self.table_id(&doing).await?;
         self.holder.commit(&Commit::of(&doing, steps)).await?;
         // A table that is dropped under a merge takes the merge's rows along, and the commit says nothing of it.

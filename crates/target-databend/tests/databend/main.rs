@@ -10,5 +10,6 @@ mod history;
 mod making;
 mod merging;
 mod stopping;
+mod turns;
 mod values;
 mod wide;
