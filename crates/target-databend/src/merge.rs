@@ -183,6 +183,8 @@ struct Content {
     truncate: Option<u64>,
     /// The first rows that name an old key.
     moved: Option<u64>,
+    /// Some row lacks values that the source did not send.
+    partial: bool,
 }
 
 /// Merges everything that is staged of a table; gives a number up to which nothing is left. `merging` is held.
@@ -196,8 +198,9 @@ async fn merge_through(holder: &Holder, table: &Arc<Table>) -> Result<u64> {
             Some(moved) => moved - 2,
             None => content.last,
         };
-        let moved = content.moved == Some(hi);
-        Merge { holder, table, truncate: content.truncate.filter(|&seq| seq <= hi), hi, moved }.run().await?;
+        let truncate = content.truncate.filter(|&seq| seq <= hi);
+        let (moved, partial) = (content.moved == Some(hi), content.partial);
+        Merge { holder, table, truncate, hi, moved, partial }.run().await?;
         through = through.max(hi);
         if hi == content.last {
             break;
@@ -214,8 +217,11 @@ async fn content(holder: &Holder, table: &Table) -> Result<Option<Content>> {
         false => format!("min(IF({} IS NOT NULL, {seq}, NULL))", quote(&format!("{ORIGIN}0"))),
     };
     let truncate = format!("max(IF({op} = 'truncate', {seq}, NULL))");
-    let asked =
-        format!("SELECT count(*), min({seq}), max({seq}), {truncate}, {moved} FROM {}", qualified(&raw));
+    let asked = format!(
+        "SELECT count(*), min({seq}), max({seq}), {truncate}, {moved}, count({}) FROM {}",
+        quote(UNCHANGED),
+        qualified(&raw)
+    );
     let session = holder.session().await?;
     let rows = match session.run(&asked).await {
         Ok(rows) => rows,
@@ -235,6 +241,7 @@ async fn content(holder: &Holder, table: &Table) -> Result<Option<Content>> {
         last: number(row.get(2)),
         truncate: known(3),
         moved: known(4),
+        partial: number(row.get(5)) > 0,
     }))
 }
 
@@ -246,6 +253,8 @@ struct Merge<'a> {
     hi: u64,
     /// Rows of it name old keys.
     moved: bool,
+    /// Rows of it may lack values.
+    partial: bool,
 }
 
 impl Merge<'_> {
@@ -304,6 +313,9 @@ impl Merge<'_> {
 
     /// The columns that some staged row lacks, by their place in the table.
     async fn absent_columns(&self, doing: &str) -> Result<Vec<usize>> {
+        if !self.partial {
+            return Ok(Vec::new());
+        }
         let unchanged = quote(UNCHANGED);
         let asked = format!(
             "SELECT DISTINCT unnest({unchanged}) FROM {} WHERE {} AND {unchanged} IS NOT NULL",
