@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import sys
+import time
 import uuid
 from pathlib import Path
 from urllib.parse import quote
@@ -70,7 +71,8 @@ class Stages:
 
 
 def log(line):
-    print(line, file=sys.stderr, flush=True)
+    """Begins with the moment, in seconds since 1970."""
+    print(f"{time.time():.3f} {line}", file=sys.stderr, flush=True)
 
 
 def check(run, stage):

@@ -253,7 +253,17 @@ impl DatabendServer {
         format!("databend://{user}127.0.0.1:{front}/{database}?{security}{token}")
     }
 
-    /// What it has logged: a line per statement, with id, seconds, text and outcome.
+    /// Its process, with the engine in it.
+    pub fn pid(&self) -> u32 {
+        self.0.child.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
+    /// The folder in which the files of a stage are.
+    pub fn stage_folder(&self, stage: &str) -> PathBuf {
+        self.0.folder.join("data/data/stage/internal").join(stage)
+    }
+
+    /// What it has logged: a line per statement, with the moment of its end, id, seconds, text and outcome.
     pub fn log(&self) -> String {
         fs::read_to_string(self.0.folder.join("databend.log")).unwrap_or_default()
     }
