@@ -1,4 +1,5 @@
-//! The contestant: pgferry's source and engine, as the command line runs them, into the null target, a DuckDB file or Kafka topics.
+//! The contestant: pgferry's source and engine, as the command line runs them, into the null target, a DuckDB file, Kafka topics or
+//! Databend.
 //!
 //! Prints `streaming seconds=N` when it first follows the source's end, and its figures as `name=number` at the end.
 
@@ -13,6 +14,7 @@ use pgferry_model::TaskId;
 use pgferry_pipeline::{Monitor, Phase, Settings, SyncMode, Target, run as run_task};
 use pgferry_postgres::ConnectionConfig;
 use pgferry_source_postgres::{Manage, PostgresSource, PostgresSourceConfig, Replication, SelectFrom};
+use pgferry_target_databend::{DatabendConfig, DatabendTarget, Server};
 use pgferry_target_duckdb::{DuckdbConfig, DuckdbTarget};
 use pgferry_target_kafka::{Guarantee, KafkaConfig, KafkaTarget};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +60,15 @@ pub(crate) struct Options {
     /// Records and position in one Kafka transaction
     #[arg(long)]
     exactly_once: bool,
+    /// A Databend server's address instead of nothing
+    #[arg(long)]
+    databend: Option<String>,
+    /// Databend's database for the tables, and with `_own` behind it for what pgferry keeps for itself
+    #[arg(long, default_value = "bench")]
+    into: String,
+    /// Seconds between two merges of a table, at least
+    #[arg(long, default_value_t = 3)]
+    merge_seconds: u64,
     /// Follow the stream for so many seconds instead of ending when it has caught up
     #[arg(long)]
     follow: Option<u64>,
@@ -102,9 +113,21 @@ impl Options {
         if let Some(servers) = &self.kafka {
             return Ok(Arc::new(KafkaTarget::connect(self.kafka_config(servers))?));
         }
+        if let Some(dsn) = &self.databend {
+            return Ok(Arc::new(DatabendTarget::connect(self.databend_config(dsn))?));
+        }
         let Some(file) = &self.duckdb else { return Ok(Arc::new(NullTarget::default())) };
         let config = DuckdbConfig { memory_limit: self.memory_limit.clone(), ..DuckdbConfig::new(file) };
         Ok(Arc::new(DuckdbTarget::connect(config)?))
+    }
+
+    fn databend_config(&self, dsn: &str) -> DatabendConfig {
+        DatabendConfig {
+            database: Some(self.into.clone()),
+            staging: format!("{}_own", self.into),
+            merge_interval: Duration::from_secs(self.merge_seconds),
+            ..DatabendConfig::new(Server::Dsn(dsn.to_owned()))
+        }
     }
 
     /// The defaults, under names of this run.

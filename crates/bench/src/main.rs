@@ -13,6 +13,7 @@
 mod cdc;
 mod contestant;
 mod data;
+mod databend;
 mod drain;
 mod duckdb;
 mod effort;
@@ -63,9 +64,11 @@ enum Command {
     Latency(latency::Options),
     /// A backlog into Kafka and the latency there, beside Debezium
     Kafka(kafka::Options),
+    /// A snapshot and merges into Databend, beside what its engine alone needs
+    Databend(databend::Options),
     /// All of them, one after the other
     All(effort::Effort),
-    /// One contestant: the engine into the null target, a DuckDB file or Kafka topics
+    /// One contestant: the engine into the null target, a DuckDB file, Kafka topics or Databend
     Ferry(Box<ferry::Options>),
     /// One contestant: COPY read and thrown away
     Drain(drain::Options),
@@ -82,6 +85,7 @@ async fn main() -> Result<ExitCode> {
         Command::Idle(options) => idle::run(&options).await?,
         Command::Latency(options) => latency::run(&options).await?,
         Command::Kafka(options) => kafka::run(&options).await?,
+        Command::Databend(options) => databend::run(&options).await?,
         Command::All(effort) => all(&effort).await?,
         Command::Ferry(options) => ferry::run(&options).await?,
         Command::Drain(options) => drain::run(&options)?,
@@ -93,7 +97,7 @@ async fn main() -> Result<ExitCode> {
 async fn all(effort: &effort::Effort) -> Result<()> {
     let (scale, rounds, major) =
         (effort.scale.to_string(), effort.rounds.to_string(), effort.major.to_string());
-    for name in ["snapshot", "cdc", "duckdb", "memory", "tables", "idle", "latency", "kafka"] {
+    for name in ["snapshot", "cdc", "duckdb", "memory", "tables", "idle", "latency", "kafka", "databend"] {
         let mut command = tokio::process::Command::new(std::env::current_exe()?);
         command.args([name, "--scale", &scale, "--rounds", &rounds, "--major", &major]);
         if effort.print_only {

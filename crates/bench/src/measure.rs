@@ -87,7 +87,7 @@ pub(crate) async fn measure(program: &Path, arguments: &[String], postmaster: u3
     })
 }
 
-fn kib(status: &str, name: &str) -> u64 {
+pub(crate) fn kib(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }
@@ -99,7 +99,7 @@ fn children_cpu() -> Result<Duration> {
 }
 
 /// CPU of a server: its first process with all children that have ended, and those that live.
-fn server_cpu(postmaster: u32) -> Result<Duration> {
+pub(crate) fn server_cpu(postmaster: u32) -> Result<Duration> {
     let mut ticks = 0;
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();

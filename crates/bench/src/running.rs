@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::contestant::Contestant;
+use crate::measure::kib;
 
 /// The longest wait for a line or the end.
 const WAIT_MAX: Duration = Duration::from_secs(900);
@@ -68,6 +69,11 @@ impl Running {
         let ticks: u64 =
             fields.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<u64>().ok()).sum();
         Ok(ticks as f64 / TICKS)
+    }
+
+    /// The peak of its memory so far.
+    pub(crate) fn peak_kib(&self) -> Result<u64> {
+        Ok(kib(&fs::read_to_string(format!("/proc/{}/status", self.process))?, "VmHWM:"))
     }
 
     /// Bytes that it has had written to files so far.

@@ -58,6 +58,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "pgferry-postgres",
             "pgferry-columnar",
             "pgferry-source-postgres",
+            "pgferry-target-databend",
             "pgferry-target-duckdb",
             "pgferry-target-kafka",
             TESTKIT,
