@@ -20,7 +20,7 @@ use arrow::datatypes::{
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use pgferry_columnar::{Encoding, Unfit, encode_column};
 use pgferry_model::{Batch, Error, Result, Table, TableName, TaskId};
 
@@ -33,6 +33,8 @@ use crate::schema::{COMMITTED_AT, LSN, OLD_KEY, OP, ORIGIN, SEQ, UNCHANGED};
 const FILE_BYTES_MAX: usize = 32 << 20;
 /// Rows of one row group at most.
 const GROUP_ROWS_MAX: usize = 1 << 20;
+/// A column's dictionary ends when it has so many bytes: to look every value of a long one up is dearer than to write them all.
+const DICTIONARY_BYTES_MAX: usize = 64 << 10;
 
 /// 0001-01-01 and 9999-12-31, in days since 1970-01-01.
 const DAYS: std::ops::RangeInclusive<i32> = -719_162..=2_932_896;
@@ -340,6 +342,9 @@ impl FileWriter {
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(level))
                     .set_max_row_group_row_count(Some(GROUP_ROWS_MAX))
+                    .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
+                    // COPY reads all of it.
+                    .set_statistics_enabled(EnabledStatistics::None)
                     .build();
                 let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&self.schema), Some(properties))
                     .map_err(|failure| unwritten(&self.table, failure))?;
