@@ -200,7 +200,8 @@ pub(crate) fn note_states(holder: &Holder, tables: &[Arc<Table>], state: &TableS
             view.appending.remove(&table.name);
             view.copying.remove(&table.name);
         }
-        if *state == TableState::Copied {
+        // The copy ends in one of them: with changes to come, or without.
+        if matches!(state, TableState::Copied | TableState::CatchingUp) {
             view.unordered.insert(table.name.clone(), Arc::clone(table));
         }
     }

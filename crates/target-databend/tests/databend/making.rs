@@ -239,12 +239,22 @@ pub(crate) async fn live(
     table: &Arc<Table>,
     rows: &[&[&str]],
 ) -> Result<Arc<DatabendTarget>> {
+    follows(config, table, rows, TableState::Live).await
+}
+
+/// The same, in a state of those that follow a copy.
+pub(crate) async fn follows(
+    config: &DatabendConfig,
+    table: &Arc<Table>,
+    rows: &[&[&str]],
+    state: TableState,
+) -> Result<Arc<DatabendTarget>> {
     let target = Arc::new(DatabendTarget::connect(config.clone())?);
     target.open(&task()).await?;
     target.prepare(&plan(table)).await.context("prepare")?;
     target.begin_copy(table, CopyMark { cut: at(100), stream_start: Some(at(100)) }).await?;
     load(&target, table, 0, rows).await?;
-    target.set_state(table, TableState::Live).await?;
+    target.set_state(table, state).await?;
     Ok(target)
 }
 

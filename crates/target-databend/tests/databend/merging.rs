@@ -1,16 +1,18 @@
 //! What is staged and how it is merged: values that were not sent, keys that move, truncates, and what a restart finds.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use pgferry_model::TypeKind;
+use pgferry_model::{Table, TableState, TypeKind};
 use pgferry_pipeline::Target;
-use pgferry_target_databend::DatabendTarget;
 use pgferry_target_databend::error::{ROW_MISSING, TABLE_GONE};
+use pgferry_target_databend::{DatabendConfig, DatabendTarget};
+use pgferry_testkit::databend::{DatabendServer, DatabendSettings};
 
 use crate::making::{
-    Changes, KEPT, NULL, ask, at, config, deliver, delivery, live, people, place, plan, raw, rows, server,
-    table, task, unhurried,
+    Changes, KEPT, NULL, ask, at, config, deliver, delivery, follows, live, own_server, people, place, plan,
+    raw, rows, server, table, task, unhurried,
 };
 
 const ONE: &[&str] = &["1", "body one", "note one", "10"];
@@ -215,5 +217,39 @@ async fn what_cannot_be_merged_is_its_tables_error() -> Result<()> {
     let gone = target.apply(delivery(0x900, vec![Changes::of(&people).insert(TWO)])?).await.err();
     ensure!(gone.as_ref().is_some_and(|failure| failure.code() == TABLE_GONE), "{gone:?}");
     target.close().await?;
+    Ok(())
+}
+
+/// A large table is put into the order of its key once, before the first merge after its copy, whatever follows the copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_table_is_ordered_by_its_key_before_its_first_merge() -> Result<()> {
+    let Some(server) = own_server(&DatabendSettings::default())? else { return Ok(()) };
+    let large = |rows_estimated| Arc::new(Table { rows_estimated, ..(*people()).clone() });
+    for (rows_estimated, orders) in [(1_000_000, 1), (999_999, 0)] {
+        let (config, people) = (config(&server), large(rows_estimated));
+        let target = follows(&config, &people, &[ONE, TWO], TableState::CatchingUp).await?;
+        for through in [0x200, 0x300] {
+            deliver(&target, through, vec![Changes::of(&people).update(&["1", "b", "n", "11"])]).await?;
+            until_merged(&server, &config).await?;
+        }
+        let statement = format!("ALTER TABLE \"{}\"", config.database.as_deref().unwrap_or_default());
+        let log = server.log();
+        let of_it = |line: &&str| line.contains(&statement) && line.contains("RECLUSTER FINAL");
+        let ordered: Vec<&str> = log.lines().filter(of_it).collect();
+        ensure!(ordered.len() == orders, "a table of {rows_estimated} rows: {ordered:?}");
+        ensure!(ordered.iter().all(|line| line.ends_with(": ok")), "{ordered:?}");
+        ensure!(rows(&target, &people).await? == ["1|b|n|11", "2|body two|note two|20"]);
+        target.close().await?;
+    }
+    Ok(())
+}
+
+async fn until_merged(server: &DatabendServer, config: &DatabendConfig) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    let asked = format!("SELECT count(*) FROM {}", raw(config, "people"));
+    while ask(server, &asked).await?[0][0].as_deref() != Some("0") {
+        ensure!(Instant::now() < until, "nothing is merged");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }
