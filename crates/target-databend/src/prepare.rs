@@ -18,7 +18,7 @@ use pgferry_pipeline::{IfTargetExists, TablePlan, failpoint};
 
 use crate::error::{NAME_COLLISION, TABLE_EXISTS, table_exists, table_gone};
 use crate::holder::{Commit, Holder, Staged, Step};
-use crate::progress::{self, Owner};
+use crate::progress::{self, Moved, Owner};
 use crate::schema::{
     Found, SEQ, among, copy_name, create_copy, create_raw, create_statements, qualified, quote, raw_name,
     remake_statements, stored_type, target_name, verify_existing, verify_names, verify_storage,
@@ -239,7 +239,10 @@ pub(crate) async fn prepare(holder: &Holder, plans: &[TablePlan]) -> Result<()> 
         note(holder, plan, decision, &mut steps).await?;
     }
     if !steps.is_empty() {
-        holder.commit(&Commit::of("preparing the tables", steps)).await?;
+        // With the note that a history goes on comes the number from which on it does.
+        let seq = settings.keeps_history().then(|| holder.view.lock().seq);
+        let moved = Moved { position: None, seq };
+        holder.commit(&Commit { moved, ..Commit::of("preparing the tables", steps) }).await?;
     }
     for (plan, decision) in plans.iter().zip(&decisions) {
         make(holder, plan, decision).await?;

@@ -289,6 +289,17 @@ pub(crate) fn verify_names(settings: &Settings, table: &Table, name: &TableName)
     Ok(())
 }
 
+/// A table of rows as they are where a history is to go, or the other way round.
+fn other_mode(name: &TableName, table: &Table, history: bool) -> Error {
+    let holds = if history { "each row as it is" } else { "every change, with columns of its own" };
+    let problem = format!("{name} in Databend holds {holds}; the task's mode is the other one");
+    Error::table_broken(SCHEMA_INCOMPATIBLE, table.name.clone(), problem)
+        .with_cause("a history (mode = \"history\") and rows as they are (mode = \"latest\") are two tables")
+        .with_cure(Cure::advice(
+            "give the table another target name, or the task another database; if_target_exists = \"replace\" would drop what it holds",
+        ))
+}
+
 /// Refuses an existing table that lacks a column or has one of another type.
 pub(crate) fn verify_existing(
     settings: &Settings,
@@ -296,10 +307,13 @@ pub(crate) fn verify_existing(
     table: &Table,
     found: &[Found],
 ) -> Result<()> {
+    let history = settings.keeps_history();
+    if history != found.iter().any(|(other, _)| other == OP) {
+        return Err(other_mode(name, table, history));
+    }
     let mut cure =
         Cure::advice("change the table as the statements say, or set if_target_exists = \"replace\"");
     let mut wrong = Vec::new();
-    let history = settings.keeps_history();
     let types = column_types(settings, table);
     let columns = table.columns.iter().zip(&types);
     let mut wanted: Vec<(&str, &str, &str)> =
@@ -333,12 +347,6 @@ pub(crate) fn verify_existing(
     }
     let problem = format!("{name} in Databend has other columns: {}", wrong.join(", "));
     Err(Error::table_broken(SCHEMA_INCOMPATIBLE, table.name.clone(), problem)
-        .with_cause(match (history, found.iter().any(|(other, _)| other == OP)) {
-            (true, false) => "it holds each row as it is (mode = \"latest\"); a history is another table",
-            (false, true) => {
-                "it holds every change (mode = \"history\"); rows as they are go to another table"
-            }
-            _ => "rows are written only where names and types are those of the source's table",
-        })
+        .with_cause("rows are written only where names and types are those of the source's table")
         .with_cure(cure.run_as("you, in Databend")))
 }
