@@ -150,7 +150,8 @@ fn window(logged: &[Logged]) -> Option<(f64, f64, [f64; PARTS.len()])> {
     let window = &logged[first..=last];
     let spent = |text: &str| {
         let of_it = window.iter().filter(|logged| logged.text.starts_with(text));
-        of_it.map(|logged| logged.seconds).sum()
+        // None at all is 0, not -0.
+        of_it.map(|logged| logged.seconds).sum::<f64>() + 0.0
     };
     Some((logged[first].began(), logged[last].ended, PARTS.map(|(_, text, _)| spent(text))))
 }

@@ -27,8 +27,8 @@ const METHOD: &str = "Into Databend's own engine (1.2.895, from PyPI) behind the
     Merges: changes (80/10/10, one transaction) of `ledger`, scattered over all keys or among the highest ones. Staged after: from the commit in the source until \
     they are durable in the raw table. A merge is from the first statement that pgferry sends for it to the end of the last one; added is what of that is not the engine's time \
     for `MERGE`, `DELETE` of what was staged, and `COMMIT`: pgferry's own questions, its position, and all between the statements. By hand: those three statements for a copy of the same \
-    staged rows on the same table, put back to where it was (`FLASHBACK`); rows that differ afterwards fail the benchmark. Unordered: the same on a copy of the table that is not in the \
-    order of its key (once). The merge's CPU is that of all that the engine did from staged to merged, pgferry's own from before the commit.";
+    staged rows on the same table, put back to where it was (`FLASHBACK`); rows that differ afterwards fail the benchmark. Unordered: the same on a copy made without `CLUSTER BY`, in blocks of the engine's own size (once); \
+    the source has its rows in the order of the key. The merge's CPU is that of all that the engine did from staged to merged, pgferry's own from before the commit.";
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let mut report = Report::new("databend", &options.effort, METHOD);
