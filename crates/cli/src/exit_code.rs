@@ -67,7 +67,7 @@ impl ExitCode {
             | "cli.file_unwritable" => ExitCode::Environment,
             "slot.unknown" => ExitCode::Usage,
             _ if code.starts_with("config.") || code.starts_with("cli.") => ExitCode::Usage,
-            _ if code.starts_with("connection.") => ExitCode::Environment,
+            _ if code.starts_with("connection.") || is_out_of_reach(code) => ExitCode::Environment,
             _ => ExitCode::Failure,
         }
     }
@@ -92,6 +92,11 @@ impl ExitCode {
     }
 }
 
+/// Whether a server of a target's kind does not answer, or lets nobody in.
+fn is_out_of_reach(code: &str) -> bool {
+    code.starts_with("target.") && (code.ends_with("_unreachable") || code.ends_with("_authentication"))
+}
+
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
         std::process::ExitCode::from(code.number())
@@ -109,6 +114,13 @@ mod tests {
         assert_eq!(ExitCode::Failure.worse(ExitCode::ChecksFailed), ExitCode::ChecksFailed);
         assert_eq!(ExitCode::of_code("config.unknown_key").number(), 2);
         assert_eq!(ExitCode::of_code("connection.unreachable").number(), 3);
+        for code in [
+            "target.databend_unreachable",
+            "target.kafka_authentication",
+            "target.kafka_registry_unreachable",
+        ] {
+            assert_eq!(ExitCode::of_code(code).number(), 3, "{code}");
+        }
         assert_eq!(ExitCode::of_code("source.slot_missing").number(), 1);
     }
 }

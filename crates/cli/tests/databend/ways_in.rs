@@ -22,7 +22,7 @@ async fn carries(
     .await;
     if let Some((connection, variables)) = wrong {
         scene.task(connection, "");
-        let told = scene.run(variables, 1);
+        let told = scene.run(variables, 3);
         assert_eq!(told["error"]["code"], "target.databend_authentication", "{told}");
         assert!(!told.to_string().contains(WRONG), "the error shows a secret: {told}");
     }
