@@ -209,7 +209,7 @@ pub(crate) fn unfit(table: &TableName, column: &str, target_type: &str, reason: 
 }
 
 /// A column's name as a key of the task file.
-fn toml_key(name: &str) -> String {
+pub(crate) fn toml_key(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }

@@ -13,7 +13,7 @@ use pgferry_pipeline::{IfTargetExists, TablePlan};
 
 use crate::config::{ColumnChoice, Misfit};
 use crate::encode::ColumnPlan;
-use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE};
+use crate::error::{NAME_COLLISION, SCHEMA_INCOMPATIBLE, toml_key};
 use crate::mapping::{ColumnType, map_type};
 use crate::settings::Settings;
 
@@ -211,7 +211,7 @@ pub(crate) fn verify_storage(settings: &Settings, name: &TableName, table: &Tabl
                 "set if_target_exists = \"replace\", or make the table anew with STORAGE_FORMAT='parquet', or carry the \
                  column as text: the line stands in the table's entry of the task file",
             )
-            .line(format!("columns.{column} = {{ type = \"string\" }}")),
+            .line(format!("columns.{} = {{ type = \"string\" }}", toml_key(column))),
         ))
 }
 
@@ -223,15 +223,26 @@ pub(crate) fn stored_type(text: &str) -> String {
     text.strip_prefix("Nullable(").and_then(|inner| inner.strip_suffix(')')).unwrap_or(text).to_owned()
 }
 
+/// Whether a table's columns are those of a history.
+fn is_history(found: &[Found]) -> bool {
+    found.iter().any(|(name, _)| name == OP)
+}
+
 /// The statements that make a table of the task anew before its copy: it is gone or has other columns. None where it is as it has to
-/// be. What the user made (`truncate`, `append`) is never dropped; a history neither: new columns are added to it.
+/// be. What the user made (`truncate`, `append`) is never dropped; a history only where a task of the other mode replaces it: new columns are
+/// added to it, or it stays as it is.
 pub(crate) fn remake_statements(
     settings: &Settings,
     name: &TableName,
     plan: &TablePlan,
     found: Option<&[Found]>,
 ) -> Vec<String> {
-    if let Some(found) = found.filter(|_| settings.keeps_history()) {
+    // A table of the other mode goes where the user says so, and only there.
+    let replaced = |found: &[Found]| {
+        plan.if_exists == IfTargetExists::Replace && settings.keeps_history() != is_history(found)
+    };
+    let kept = |found: &&[Found]| (settings.keeps_history() || is_history(found)) && !replaced(found);
+    if let Some(found) = found.filter(kept) {
         return widen_statements(settings, name, &plan.table, found);
     }
     let users = matches!(plan.if_exists, IfTargetExists::Truncate | IfTargetExists::Append);
@@ -308,7 +319,7 @@ pub(crate) fn verify_existing(
     found: &[Found],
 ) -> Result<()> {
     let history = settings.keeps_history();
-    if history != found.iter().any(|(other, _)| other == OP) {
+    if history != is_history(found) {
         return Err(other_mode(name, table, history));
     }
     let mut cure =

@@ -235,6 +235,27 @@ async fn a_table_of_the_other_mode_is_refused_and_a_history_goes_on() -> Result<
     Ok(())
 }
 
+/// A task whose mode is changed does not drop its history when the table is to be copied again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_survives_a_change_of_the_tasks_mode() -> Result<()> {
+    let Some(server) = server()? else { return Ok(()) };
+    let (config, people) = (history(&server), people());
+    let target = live(&config, &people, &[ONE, TWO]).await?;
+    target.close().await?;
+    let latest = DatabendTarget::connect(DatabendConfig { mode: Mode::Latest, ..config.clone() })?;
+    latest.open(&task()).await?;
+    latest.forget(Some(&people.name)).await?;
+    ensure!(latest.describe(&plan(&people)).await?.is_empty(), "a history would be made anew");
+    let refused = latest.prepare(&plan(&people)).await.err().context("a history is made anew")?;
+    ensure!(refused.code() == SCHEMA_INCOMPATIBLE, "{refused:?}");
+    let told = told(&server, &config, "_pgferry_op, id").await?;
+    ensure!(told == ["copy -", "snapshot 1", "snapshot 2"], "{told:#?}");
+    latest.prepare(&TablePlan { if_exists: IfTargetExists::Replace, ..plan(&people) }).await?;
+    expect(&latest, &people, &[]).await?;
+    latest.close().await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deletes_that_are_not_carried_are_not_told() -> Result<()> {
     let Some(server) = server()? else { return Ok(()) };
