@@ -105,7 +105,9 @@ impl DatabendTarget {
         }
         let holder = Arc::new(holder);
         clean_stage(&holder).await;
-        merge::begin(&holder);
+        if !settings.keeps_history() {
+            merge::begin(&holder);
+        }
         *self.open.lock() = Some(holder);
         Ok(stored.progress)
     }
@@ -156,16 +158,19 @@ async fn begin_copies(
     let doing = "starting a copy";
     let owners = progress::owners(&session, settings, Some(task)).await?;
     session.give_back();
-    let history = settings.keeps_history();
-    let begun = Copying { seq: waiting.next_number(holder), cut: mark.cut, began_us: history::now_us() };
+    let copying = settings.keeps_history().then(|| Copying {
+        seq: waiting.next_number(holder),
+        cut: mark.cut,
+        began_us: history::now_us(),
+    });
     let mut steps = Vec::new();
     for table in tables {
         let noted = owners.iter().find(|owner| owner.is(Some(task), &table.name) && owner.has_target());
         let target = target_name(settings, table);
         // A table that the task has not taken over is somebody else's: not one row of it is deleted.
         let noted = noted.ok_or_else(|| table_exists(&table.name, &target))?;
-        if history {
-            steps.extend(history::begin_steps(holder, table, noted.copying, begun));
+        if let Some(copying) = copying {
+            steps.extend(history::begin_steps(holder, table, noted.copying, copying));
             continue;
         }
         let unfinished = matches!(noted.progress.state, TableState::Waiting | TableState::Copying);
@@ -186,11 +191,11 @@ async fn begin_copies(
         task,
         names(),
         &TableState::Copying,
-        Some(Begun { cut: mark.cut, copying: history.then_some(begun) }),
+        Some(Begun { cut: mark.cut, copying }),
     )));
     let first = holder.view.lock().position == Position::ZERO;
     let start = mark.stream_start.filter(|_| first);
-    let moved = Moved { position: start, seq: history.then_some(begun.seq) };
+    let moved = Moved { position: start, seq: copying.map(|copying| copying.seq) };
     let points = ["target.begin_before_commit", "target.record_after_commit"];
     holder.commit(&Commit { doing, steps, moved, points }).await?;
     drop(merging);
@@ -199,12 +204,10 @@ async fn begin_copies(
         view.staged.remove(&table.name);
         view.failed.remove(&table.name);
         view.made.remove(&table.name);
-        if history {
-            view.copying.insert(table.name.clone(), begun);
-        }
+        view.copying.extend(copying.map(|copying| (table.name.clone(), copying)));
     }
-    if history {
-        view.seq = view.seq.max(begun.seq);
+    if let Some(copying) = copying {
+        view.seq = view.seq.max(copying.seq);
     }
     if let Some(start) = start {
         view.position = start;
